@@ -1,0 +1,1 @@
+"""MSA kernels: torch and Triton only, for any engine. ``api`` holds the operations."""

@@ -1,0 +1,1 @@
+"""The vLLM adapter: backend, metadata, attention layer."""
