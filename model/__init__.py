@@ -1,1 +1,1 @@
-"""MiniMax-M3 for each engine. What the engines share is in ``config``, ``weights`` and ``reference parts`` only."""
+"""MiniMax-M3. ``config``, ``weights`` and ``checkpoint`` are shared; each engine's model class has a folder."""

@@ -30,8 +30,16 @@ _NESTED_KEYS = {
 }
 
 
-class MSAConfigError(ValueError):
-    """A model config that MSA cannot serve. The message is one sentence a user can act on."""
+class MSAError(Exception):
+    """Something a user asked for that MSA cannot serve. The message is one sentence to act on.
+
+    Not a ``ValueError``: engines validate their configs with pydantic, which wraps those into a dump
+    of the whole config and buries the sentence.
+    """
+
+
+class MSAConfigError(MSAError):
+    """A model config that MSA cannot serve."""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,103 @@
+"""Check the files of a local checkpoint before anything is loaded from them. Free of every engine.
+
+Only the safetensors headers are read, so this costs milliseconds where loading costs minutes, and a damaged
+download is one sentence at start-up instead of a stack trace from a worker process.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from .config import M3Config
+from .weights import (
+    CheckpointError,
+    Part,
+    canonical_parts,
+    expected_shapes,
+    is_quantization_scale,
+    missing_weights,
+    unknown_weights,
+)
+
+_INDEX = "model.safetensors.index.json"
+_MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors format itself
+
+
+def check_checkpoint(folder: Path, config: M3Config) -> None:
+    """Check that ``folder`` holds exactly the text weights that ``config`` asks for, whole.
+
+    A folder without safetensors files is left to the engine's own loader.
+
+    Raises:
+        CheckpointError: a shard is missing, truncated or unreadable; a weight is missing, unknown or has
+            another shape than the config gives it.
+    """
+    expected = expected_shapes(config)
+    found: set[str] = set()
+    unknown: list[str] = []
+    for shard in _shards(folder):
+        for name, shape in _read_header(shard).items():
+            for part in canonical_parts(name, config):
+                if part.name not in expected:
+                    if not is_quantization_scale(part.name, expected):
+                        unknown.append(name)
+                elif (actual := _part_shape(part, shape)) != expected[part.name]:
+                    raise CheckpointError(
+                        f"{name} in {shard.name} has the shape {list(shape)}, which makes {part.name} {list(actual)}, "
+                        f"but config.json makes it {list(expected[part.name])}; they belong to different models"
+                    )
+                found.add(part.name)
+    if not found:
+        return
+    if unknown:
+        raise unknown_weights(set(unknown))
+    if missing := expected.keys() - found:
+        raise missing_weights(missing)
+
+
+def _shards(folder: Path) -> list[Path]:
+    index = folder / _INDEX
+    if not index.is_file():
+        return sorted(folder.glob("*.safetensors"))
+    names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    if absent := [name for name in names if not (folder / name).is_file()]:
+        raise CheckpointError(
+            f"{_INDEX} names {absent[0]}" + (f" and {len(absent) - 1} more files" if len(absent) > 1 else "") +
+            f", which {folder} does not hold; download the checkpoint again"
+        )
+    return [folder / name for name in names]
+
+
+def _read_header(shard: Path) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every tensor in a safetensors file, once its length has been checked."""
+    size = shard.stat().st_size
+    with shard.open("rb") as file:
+        prefix = file.read(8)
+        header_bytes = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
+        if not 0 < header_bytes <= min(size - 8, _MAX_HEADER_BYTES):
+            raise CheckpointError(f"{shard.name} is truncated or no safetensors file; download it again")
+        try:
+            header: Mapping[str, Any] = json.loads(file.read(header_bytes))
+        except ValueError as error:
+            raise CheckpointError(f"{shard.name} has an unreadable header; download it again") from error
+    tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
+    end = 8 + header_bytes + max((entry["data_offsets"][1] for entry in tensors.values()), default=0)
+    if size < end:
+        raise CheckpointError(
+            f"{shard.name} is truncated: it has {size:,} bytes, but its header announces {end:,}; download it again"
+        )
+    return {name: tuple(entry["shape"]) for name, entry in tensors.items()}
+
+
+def _part_shape(part: Part, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of ``part.cut(tensor)`` for a tensor of ``shape``."""
+    if part.expert is not None:
+        if part.expert >= shape[0]:
+            return (0, *shape[1:])
+        shape = shape[1:]
+    return shape if part.half is None else (math.ceil(shape[0] / 2), *shape[1:])

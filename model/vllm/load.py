@@ -1,0 +1,72 @@
+"""Put canonical weights into vLLM's fused and sharded parameters."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import nn
+from vllm.model_executor.layers.fused_moe import fused_moe_make_expert_params_mapping
+from vllm.model_executor.model_loader.weight_utils import default_weight_loader
+from vllm.model_executor.models.utils import is_pp_missing_parameter
+
+from ..config import M3Config
+from ..weights import canonical_weights
+from .mlp import M3MoE
+
+_EXPERT = re.compile(r"experts\.\d+\.w[123]\.")
+_FUSED = (
+    (".q_proj.", ".qkv_proj.", "q"),
+    (".k_proj.", ".qkv_proj.", "k"),
+    (".v_proj.", ".qkv_proj.", "v"),
+    (".index_q_proj.", ".qkv_proj.", "index_q"),
+    (".index_k_proj.", ".qkv_proj.", "index_k"),
+    (".gate_proj.", ".gate_up_proj.", 0),
+    (".up_proj.", ".gate_up_proj.", 1),
+)
+
+
+def load_weights(model: nn.Module, weights: Iterable[tuple[str, torch.Tensor]], config: M3Config) -> set[str]:
+    """Load a checkpoint in any of its three forms.
+
+    Returns:
+        The names of the parameters that were filled; vLLM checks that none was left out.
+
+    Raises:
+        CheckpointError: a weight is unknown, missing or there twice.
+    """
+    parameters = dict(model.named_parameters())
+    experts = {
+        checkpoint_name: (fused_name, expert, shard)
+        for fused_name, checkpoint_name, expert, shard in fused_moe_make_expert_params_mapping(
+            model,
+            ckpt_gate_proj_name="w1",
+            ckpt_down_proj_name="w2",
+            ckpt_up_proj_name="w3",
+            num_experts=config.num_experts,
+        )
+    }
+    loaded = set()
+    for name, tensor in canonical_weights(weights, config):
+        # Block scales of quantized checkpoints; vLLM's layers call them without the suffix.
+        name = name.replace(".weight_scale_inv", ".weight_scale")
+        arguments: tuple[Any, ...] = ()
+        keywords: dict[str, Any] = {}
+        if match := _EXPERT.search(name):
+            fused_name, expert, shard = experts[match[0]]
+            name = name.replace(match[0], fused_name)
+            arguments, keywords = (name,), {"shard_id": shard, "expert_id": expert}
+        elif part := next((part for part in _FUSED if part[0] in name), None):
+            name = name.replace(part[0], part[1])
+            arguments = (part[2],)
+        if is_pp_missing_parameter(name, model):
+            continue
+        parameter = parameters[name]
+        getattr(parameter, "weight_loader", default_weight_loader)(parameter, tensor, *arguments, **keywords)
+        loaded.add(name)
+    for module in model.modules():
+        if isinstance(module, M3MoE):
+            module.finish_loading()
+    return loaded

@@ -1,0 +1,20 @@
+"""The entry points through which engines find MSA. Safe to call twice, and in every process of an engine."""
+
+from __future__ import annotations
+
+import os
+
+M3_ARCHITECTURES = {
+    "MiniMaxM3SparseForCausalLM": "text only, original form",
+    "MiniMaxM3VLForCausalLM": "text only, transformers form",
+    "MiniMaxM3SparseForConditionalGeneration": "with a vision tower, both forms",
+}
+
+
+def register_vllm() -> None:
+    """Entry point ``vllm.general_plugins: msa``. Does nothing when ``MSA_DISABLE=1``."""
+    if os.environ.get("MSA_DISABLE", "0") not in ("", "0"):
+        return
+    from msa_backend.vllm.registration import register
+
+    register(M3_ARCHITECTURES)

@@ -1,0 +1,50 @@
+"""MSABackend: what vLLM asks about the attention of a sparse layer before it builds anything."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from vllm.v1.attention.backend import AttentionBackend, AttentionImplBase
+
+from msa_backend.config import BLOCK_SIZE, HEAD_DIM
+
+from .metadata import MSAMetadataBuilder
+
+
+class MSABackend(AttentionBackend):
+    """MiniMax Sparse Attention over pages of 128 tokens, one page a sparse block.
+
+    Both caches of a sparse layer, K/V and index keys, name it as their backend, so vLLM gives both the
+    same block table and slot mapping.
+    """
+
+    supported_dtypes: ClassVar[list[torch.dtype]] = [torch.float16, torch.bfloat16, torch.float32]
+
+    @staticmethod
+    def get_name() -> str:
+        return "MSA"
+
+    @staticmethod
+    def get_impl_cls() -> type[AttentionImplBase]:
+        return MSAImpl
+
+    @staticmethod
+    def get_builder_cls() -> type[MSAMetadataBuilder]:
+        return MSAMetadataBuilder
+
+    @classmethod
+    def get_supported_head_sizes(cls) -> list[int]:
+        return [HEAD_DIM]
+
+    @staticmethod
+    def get_supported_kernel_block_sizes(kv_cache_spec: object = None) -> list[int]:
+        return [BLOCK_SIZE]
+
+    @classmethod
+    def is_sparse(cls) -> bool:
+        return True
+
+
+class MSAImpl(AttentionImplBase):
+    """Tells vLLM that nothing beyond plain decoder attention is offered; ``MSAAttention`` does the work itself."""

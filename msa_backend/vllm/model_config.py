@@ -1,0 +1,51 @@
+"""Carry the checked M3 config from vLLM's start-up, where ``config.json`` is read, to the model in its worker.
+
+vLLM's own config class fills in the released model's values for whatever a config leaves out, and does not
+know the form that ``transformers`` saves. So the file itself is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from msa_backend.config import MSAConfigError
+from msa_backend.model.config import M3Config, text_section
+
+if TYPE_CHECKING:
+    from vllm.config import ModelConfig, VllmConfig
+
+_KEY = "msa_text_config"
+
+
+def read_text_config(model_config: ModelConfig) -> dict[str, Any]:
+    """The text section of the model's ``config.json``, with ``--hf-overrides`` laid over it."""
+    from transformers import PreTrainedConfig
+
+    overrides = model_config.hf_overrides
+    if callable(overrides):
+        raise MSAConfigError("hf_overrides is a function, but MSA reads config.json itself; pass a dict instead")
+    raw, _ = PreTrainedConfig.get_config_dict(
+        model_config.hf_config_path or model_config.model, revision=model_config.revision
+    )
+    return dict(text_section(_overlay(raw, overrides or {})))
+
+
+def record(vllm_config: VllmConfig, text_config: dict[str, Any]) -> None:
+    """Put the text config where every worker finds it."""
+    if not isinstance(vllm_config.additional_config, dict):
+        raise MSAConfigError("additional_config is no dict, but MSA keeps the model's config there; pass a dict")
+    vllm_config.additional_config[_KEY] = text_config
+
+
+def recorded(vllm_config: VllmConfig) -> M3Config:
+    """The config that ``record`` left."""
+    return M3Config.from_text_config(vllm_config.additional_config[_KEY])
+
+
+def _overlay(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in changes.items():
+        nested = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = _overlay(merged[key], value) if nested else value
+    return merged

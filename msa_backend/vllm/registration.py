@@ -1,0 +1,62 @@
+"""Tell vLLM of the backend, the model classes and the start-up check."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import vllm
+from vllm.logger import init_logger
+from vllm.model_executor.models import ModelRegistry
+from vllm.model_executor.models.config import MODELS_CONFIG_MAP, VerifyAndUpdateConfig
+from vllm.v1.attention.backends.registry import AttentionBackendEnum, register_backend
+
+from msa_backend.patches import vllm_backend_name, vllm_refuse_other_models
+
+logger = init_logger("vllm.msa_backend")
+
+BACKEND_NAME = "MSA"
+BACKEND_CLASS = "msa_backend.vllm.backend.MSABackend"
+MODEL_CLASS = "msa_backend.model.vllm.causal_lm:MiniMaxM3ForCausalLM"
+TESTED_VERSIONS = ((0, 32), (0, 34))
+"""Oldest tested release, and the first that is not."""
+
+
+def register(architectures: Iterable[str]) -> None:
+    """Register once per process; later calls change nothing."""
+    if BACKEND_NAME in AttentionBackendEnum.__members__:
+        return
+    warn_outside_tested_versions(vllm.__version__)
+    register_backend(BACKEND_NAME, BACKEND_CLASS)
+    vllm_backend_name.apply(BACKEND_NAME)
+    for architecture in architectures:
+        ModelRegistry.register_model(architecture, MODEL_CLASS)
+        MODELS_CONFIG_MAP[architecture] = _checked_at_startup(MODELS_CONFIG_MAP.get(architecture))
+    vllm_refuse_other_models.apply(BACKEND_NAME, frozenset(architectures))
+
+
+def warn_outside_tested_versions(version: str) -> bool:
+    """Warn, with the range, when ``version`` of vLLM is one MSA was never tested on; say whether it did."""
+    oldest, end = TESTED_VERSIONS
+    release = tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
+    if len(release) == 2 and oldest <= release < end:
+        return False
+    logger.warning(
+        "vLLM is %s, but msa-backend is tested with %d.%d up to, not including, %d.%d; install one of those if this "
+        "one misbehaves.",
+        version, *oldest, *end,
+    )  # fmt: skip
+    return True
+
+
+def _checked_at_startup(existing: type[VerifyAndUpdateConfig] | None) -> type[VerifyAndUpdateConfig]:
+    """vLLM's own start-up step for the architecture, if it has one, followed by ours."""
+
+    class CheckMSA(existing or VerifyAndUpdateConfig):
+        @classmethod
+        def verify_and_update_config(cls, vllm_config: vllm.config.VllmConfig) -> None:
+            from .startup import prepare
+
+            super().verify_and_update_config(vllm_config)
+            prepare(vllm_config)
+
+    return CheckMSA

@@ -1,0 +1,105 @@
+"""What happens when vLLM starts on a MiniMax-M3 model: everything MSA cannot serve is refused here, in one sentence."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from vllm.logger import init_logger
+
+from msa_backend.config import BLOCK_SIZE, MSAError
+from msa_backend.model.checkpoint import check_checkpoint
+from msa_backend.model.config import M3Config
+
+from . import model_config as m3
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+
+logger = init_logger("vllm.msa_backend")
+
+SWIGLU_ON_CPU = (1.702, 7.0)
+"""Alpha and limit that vLLM's CPU expert kernel has built in."""
+
+
+def prepare(vllm_config: VllmConfig) -> None:
+    """Check the model and the options against what MSA serves, and hand the model its config.
+
+    Runs once in the process that parses the options, before any worker exists.
+
+    Raises:
+        MSAError: with the one sentence for the user.
+    """
+    text_config = m3.read_text_config(vllm_config.model_config)
+    config = M3Config.from_text_config(text_config)
+    _check_options(vllm_config)
+    _check_parallelism(vllm_config, config)
+    _check_device(vllm_config, config)
+    if vllm_config.load_config.load_format != "dummy" and (folder := Path(vllm_config.model_config.model)).is_dir():
+        check_checkpoint(folder, config)
+    m3.record(vllm_config, text_config)
+
+    # "msa" names the sparse layers' backend, and they bring it themselves. Left in place it would also be asked
+    # of the dense layers, which take the platform's best.
+    vllm_config.attention_config.backend = None
+
+
+def _check_options(vllm_config: VllmConfig) -> None:
+    cache = vllm_config.cache_config
+    if cache.user_specified_block_size and cache.block_size != BLOCK_SIZE:
+        raise MSAError(
+            f"--block-size is {cache.block_size}, but MSA needs {BLOCK_SIZE}, one page a sparse block; "
+            f"leave it out or pass {BLOCK_SIZE}"
+        )
+    model_dtype = vllm_config.model_config.dtype
+    allowed = {"auto": model_dtype, str(model_dtype).removeprefix("torch."): model_dtype}
+    if cache.cache_dtype not in allowed:
+        raise MSAError(
+            f"--kv-cache-dtype is {cache.cache_dtype}, but MSA keeps K and V in the model's dtype "
+            f"({' or '.join(allowed)}); a quantized cache comes with the GPU kernels"
+        )
+    index_dtype = vllm_config.attention_config.indexer_kv_dtype
+    if index_dtype not in ("auto", "bf16"):
+        raise MSAError(
+            f"indexer_kv_dtype is {index_dtype}, but MSA keeps index keys as 'auto' (the model's dtype) or 'bf16'; "
+            "fp8 index keys come with the GPU kernels"
+        )
+    speculative = vllm_config.speculative_config
+    if speculative is not None and "mtp" in (speculative.method or ""):
+        raise MSAError(
+            f"speculative method {speculative.method} needs M3's draft layers, which msa-backend does not serve yet; "
+            "use ngram, leave --speculative-config out, or set MSA_DISABLE=1 for vLLM's own class"
+        )
+    if vllm_config.kv_transfer_config is not None:
+        raise MSAError("--kv-transfer-config is set, but MSA does not move its caches between servers yet; leave it out")
+
+
+def _check_parallelism(vllm_config: VllmConfig, config: M3Config) -> None:
+    parallel = vllm_config.parallel_config
+    ranks, kv_heads = parallel.tensor_parallel_size, config.msa.num_kv_heads
+    if config.msa.num_heads % ranks or (kv_heads % ranks and ranks % kv_heads):
+        raise MSAError(
+            f"--tensor-parallel-size is {ranks}, but {config.msa.num_heads} query and {kv_heads} KV heads "
+            f"split evenly only over divisors or multiples of {kv_heads}"
+        )
+    for option in ("decode_context_parallel_size", "prefill_context_parallel_size"):
+        if (size := getattr(parallel, option, 1)) > 1:
+            raise MSAError(f"{option} is {size}, but MSA does not split one context over ranks yet; leave it at 1")
+
+
+def _check_device(vllm_config: VllmConfig, config: M3Config) -> None:
+    from vllm.platforms import current_platform
+
+    if current_platform.is_cpu():
+        if (config.swiglu_alpha, config.swiglu_limit) != SWIGLU_ON_CPU:
+            raise MSAError(
+                f"swiglu_alpha and swiglu_limit are {config.swiglu_alpha} and {config.swiglu_limit}, but vLLM's CPU "
+                f"experts have {SWIGLU_ON_CPU[0]} and {SWIGLU_ON_CPU[1]} built in; serve this model on a GPU"
+            )
+        return
+    logger.warning(
+        "MSA runs its torch path on %s: correct, but slow, and outside CUDA graphs. Set MSA_DISABLE=1 for vLLM's "
+        "own M3 kernels until msa-backend brings GPU kernels.",
+        torch.device(vllm_config.device_config.device_type),
+    )
