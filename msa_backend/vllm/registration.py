@@ -17,6 +17,7 @@ logger = init_logger("vllm.msa_backend")
 BACKEND_NAME = "MSA"
 BACKEND_CLASS = "msa_backend.vllm.backend.MSABackend"
 MODEL_CLASS = "msa_backend.model.vllm.causal_lm:MiniMaxM3ForCausalLM"
+DRAFT_ARCHITECTURE = "MiniMaxM3MTP"
 TESTED_VERSIONS = ((0, 32), (0, 34))
 """Oldest tested release, and the first that is not."""
 
@@ -31,6 +32,9 @@ def register(architectures: Iterable[str]) -> None:
     for architecture in architectures:
         ModelRegistry.register_model(architecture, MODEL_CLASS)
         MODELS_CONFIG_MAP[architecture] = _checked_at_startup(MODELS_CONFIG_MAP.get(architecture))
+    # vLLM looks at the draft's class before it asks the target's start-up check, which refuses MTP. Its own draft
+    # class would fail that look on a CPU, with a stack trace in place of the refusal.
+    ModelRegistry.register_model(DRAFT_ARCHITECTURE, MODEL_CLASS)
     vllm_refuse_other_models.apply(BACKEND_NAME, frozenset(architectures))
 
 

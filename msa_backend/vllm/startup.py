@@ -71,6 +71,8 @@ def _check_options(vllm_config: VllmConfig) -> None:
             f"speculative method {speculative.method} needs M3's draft layers, which msa-backend does not serve yet; "
             "use ngram, leave --speculative-config out, or set MSA_DISABLE=1 for vLLM's own class"
         )
+    if vllm_config.lora_config is not None:
+        raise MSAError("--enable-lora is set, but msa-backend does not serve LoRA adapters yet; leave it out")
     if vllm_config.kv_transfer_config is not None:
         raise MSAError("--kv-transfer-config is set, but MSA does not move its caches between servers yet; leave it out")
 
@@ -96,6 +98,12 @@ def _check_device(vllm_config: VllmConfig, config: M3Config) -> None:
             raise MSAError(
                 f"swiglu_alpha and swiglu_limit are {config.swiglu_alpha} and {config.swiglu_limit}, but vLLM's CPU "
                 f"experts have {SWIGLU_ON_CPU[0]} and {SWIGLU_ON_CPU[1]} built in; serve this model on a GPU"
+            )
+        if (quantization := vllm_config.model_config.quantization) is not None:
+            # vLLM's quantized CPU experts disagree on how gate and up lie, and none says so.
+            raise MSAError(
+                f"quantization is {quantization}, but on a CPU MSA serves unquantized weights only; "
+                "serve this model on a GPU"
             )
         return
     logger.warning(

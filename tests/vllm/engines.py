@@ -1,0 +1,96 @@
+"""Engines under test, and what is asked of them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from msa_backend.tiny.tokenizer import word_token_ids
+
+PromptIds = list[int]
+
+@dataclass(frozen=True)
+class Answer:
+    """What an engine said to one prompt.
+
+    Attributes:
+        tokens: the greedy continuation.
+        logprobs: the log-probability of each of them.
+        prompt_logprobs: of each prompt token but the first; empty unless asked for.
+        cached: prompt tokens that were taken from the prefix cache.
+    """
+
+    tokens: list[int]
+    logprobs: list[float]
+    prompt_logprobs: list[float]
+    cached: int
+
+
+@contextmanager
+def engine(model: Path, **options: Any) -> Iterator[Any]:
+    """A vLLM engine with the plugin, in fp32 and eager mode unless told otherwise."""
+    from vllm import LLM
+
+    defaults = {
+        "attention_backend": "msa",
+        "language_model_only": True,
+        "dtype": "float32",
+        "max_model_len": 8192,
+        "enforce_eager": True,
+        "kv_cache_memory_bytes": 2**30,
+        "enable_prefix_caching": False,
+        "seed": 0,
+    }
+    os.environ["VLLM_LOGGING_LEVEL"] = "WARNING"
+    llm = LLM(str(model), **(defaults | options))
+    try:
+        yield llm
+    finally:
+        llm.llm_engine.engine_core.shutdown()
+
+
+def ask(llm: Any, prompts: Sequence[PromptIds], max_tokens: int, prompt_logprobs: bool = False) -> list[Answer]:
+    """The greedy continuation of each prompt, ``max_tokens`` long."""
+    from vllm import SamplingParams
+    from vllm.inputs import TokensPrompt
+
+    sampling = SamplingParams(
+        temperature=0,
+        max_tokens=max_tokens,
+        ignore_eos=True,
+        logprobs=0,
+        prompt_logprobs=0 if prompt_logprobs else None,
+        detokenize=False,
+    )
+    outputs = llm.generate([TokensPrompt(prompt_token_ids=prompt) for prompt in prompts], sampling, use_tqdm=False)
+    return [_answer(output) for output in outputs]
+
+
+def _answer(output: Any) -> Answer:
+    completion = output.outputs[0]
+    tokens = list(completion.token_ids)
+    said = [step[token].logprob for step, token in zip(completion.logprobs, tokens, strict=True)]
+    read = [
+        step[token].logprob
+        for step, token in zip(output.prompt_logprobs or [], output.prompt_token_ids, strict=False)
+        if step is not None
+    ]
+    return Answer(tokens, said, read, output.num_cached_tokens or 0)
+
+
+def random_prompt(length: int, seed: int) -> PromptIds:
+    """Words in random order."""
+    generator = torch.Generator().manual_seed(seed * 100_003 + length)
+    words = word_token_ids()
+    return torch.randint(words.start, words.stop, (length,), generator=generator).tolist()
+
+
+def metric(llm: Any, name: str) -> float:
+    """The sum of a counter of the engine's."""
+    return sum(entry.value for entry in llm.get_metrics() if entry.name == name)

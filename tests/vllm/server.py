@@ -1,0 +1,96 @@
+"""A ``vllm serve`` process for tests, and HTTP requests to it with the standard library."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+HOST = "127.0.0.1"
+START_LIMIT = 180
+REQUEST_LIMIT = 300
+
+
+class Server:
+    """Requests to a running server."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+
+    def get(self, path: str) -> str:
+        with urllib.request.urlopen(self.url + path, timeout=REQUEST_LIMIT) as reply:
+            return reply.read().decode()
+
+    def post(self, path: str, body: dict[str, Any], parse: bool = True) -> Any:
+        with self._open(path, body) as reply:
+            text = reply.read().decode()
+        return json.loads(text) if parse else text
+
+    def stream(self, path: str, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        """The events of a streamed answer; closing the iterator hangs up."""
+        with self._open(path, body | {"stream": True}) as reply:
+            for line in reply:
+                data = line.decode().removeprefix("data:").strip()
+                if data and data != "[DONE]":
+                    yield json.loads(data)
+
+    def metric(self, name: str) -> float:
+        """The sum of a gauge over its labels."""
+        found = re.findall(rf"^{name}(?:{{.*}})? (\S+)$", self.get("/metrics"), re.MULTILINE)
+        return sum(map(float, found))
+
+    def _open(self, path: str, body: dict[str, Any]) -> Any:
+        request = urllib.request.Request(
+            self.url + path, json.dumps(body).encode(), {"Content-Type": "application/json"}
+        )
+        return urllib.request.urlopen(request, timeout=REQUEST_LIMIT)
+
+
+@contextlib.contextmanager
+def started(model: Path, flags: Sequence[str]) -> Iterator[Server]:
+    """``vllm serve`` until it is healthy; stopped, with its children, at the end.
+
+    Raises:
+        RuntimeError: it ended, or was not healthy in time; the message is what it printed.
+    """
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        port = probe.getsockname()[1]
+    command = [Path(sys.executable).parent / "vllm", "serve", model, "--host", HOST, "--port", str(port), *flags]
+    environment = os.environ | {"VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1", "VLLM_SERVER_DEV_MODE": "1"}
+    log = tempfile.TemporaryFile("w+")
+    process = subprocess.Popen(
+        command, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+    )
+    server = Server(f"http://{HOST}:{port}")
+    try:
+        deadline = time.monotonic() + START_LIMIT
+        while True:
+            if process.poll() is not None or time.monotonic() > deadline:
+                log.seek(0)
+                raise RuntimeError(log.read())
+            with contextlib.suppress(OSError):
+                server.get("/health")
+                break
+            time.sleep(0.3)
+        yield server
+    finally:
+        if process.poll() is None:
+            process.send_signal(signal.SIGINT)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(30)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        log.close()

@@ -1,0 +1,149 @@
+"""What MSA cannot serve is refused by vLLM's own option parsing, in one sentence, before any process is started."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from msa_backend.config import MSAError
+
+
+def start(model: Path, **options: Any) -> Any:
+    """Everything ``vllm serve`` does with its options before it starts a process."""
+    from vllm.engine.arg_utils import EngineArgs
+
+    defaults = {"attention_backend": "msa", "max_model_len": 4096, "kv_cache_memory_bytes": 2**28}
+    return EngineArgs(model=str(model), **(defaults | options)).create_engine_config()
+
+
+def refusal(model: Path, **options: Any) -> str:
+    with pytest.raises(MSAError) as refused:
+        start(model, **options)
+    message = str(refused.value)
+    assert "\n" not in message
+    return message
+
+
+@pytest.fixture
+def edited(tiny: Path, tmp_path: Path) -> Callable[..., Path]:
+    """The tiny checkpoint with changes to the text section of its config.json."""
+
+    def edit(change: Callable[[dict[str, Any]], None]) -> Path:
+        shutil.copytree(tiny, tmp_path, dirs_exist_ok=True)
+        config = json.loads((tmp_path / "config.json").read_text())
+        change(config["text_config"])
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        return tmp_path
+
+    return edit
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that has no MSA layers."""
+    folder = tmp_path_factory.mktemp("llama")
+    sizes = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1, "vocab_size": 64}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "max_position_embeddings": 4096}
+    config = {"architectures": ["LlamaForCausalLM"], "model_type": "llama"} | sizes | heads
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.mark.parametrize("selected", ["msa", None])
+def test_served_with_and_without_the_flag(tiny: Path, selected: str | None):
+    """Installed means used: the flag only names what an M3 model gets anyway, and never reaches the dense layers."""
+    from vllm.model_executor.models import ModelRegistry
+
+    config = start(tiny, attention_backend=selected)
+    assert config.attention_config.backend is None
+    assert config.cache_config.block_size == 128
+    model_class, _ = ModelRegistry.resolve_model_cls(config.model_config.architectures, config.model_config)
+    assert model_class.__module__ == "msa_backend.model.vllm.causal_lm"
+
+
+def test_overrides_reach_the_model(tiny: Path):
+    from msa_backend.vllm.model_config import recorded
+
+    changed = {"text_config": {"sparse_attention_config": {"sparse_topk_blocks": 3}}}
+    assert recorded(start(tiny, hf_overrides=changed)).msa.topk == 3
+    assert recorded(start(tiny)).msa.topk != 3
+
+
+def test_another_model(llama: Path):
+    message = refusal(llama, skip_tokenizer_init=True)
+    assert "LlamaForCausalLM, which has no MSA layers" in message
+
+
+def test_another_model_without_the_flag_is_left_alone(llama: Path):
+    assert start(llama, attention_backend=None, skip_tokenizer_init=True).attention_config.backend is None
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"block_size": 64}, ["--block-size is 64", "128"]),
+        ({"block_size": 256}, ["--block-size is 256", "128"]),
+        ({"kv_cache_dtype": "fp8"}, ["--kv-cache-dtype is fp8", "auto or bfloat16"]),
+        ({"kv_cache_dtype": "float16", "dtype": "bfloat16"}, ["--kv-cache-dtype is float16", "auto or bfloat16"]),
+        ({"attention_backend": None, "attention_config": {"backend": "msa", "indexer_kv_dtype": "fp8"}},
+         ["indexer_kv_dtype is fp8", "'auto'"]),
+        ({"tensor_parallel_size": 3}, ["--tensor-parallel-size is 3", "2 KV heads"]),
+        ({"tensor_parallel_size": 2, "decode_context_parallel_size": 2}, ["decode_context_parallel_size is 2"]),
+        ({"speculative_config": {"method": "mtp", "num_speculative_tokens": 2},
+          "hf_overrides": {"text_config": {"num_mtp_modules": 1}}}, ["speculative method", "mtp", "ngram"]),
+        ({"kv_transfer_config": {"kv_connector": "ExampleConnector", "kv_role": "kv_both"}}, ["--kv-transfer-config"]),
+        ({"enable_lora": True}, ["--enable-lora"]),
+        ({"quantization": "fp8"}, ["quantization is fp8", "unquantized"]),
+        ({"hf_overrides": {"text_config": {"swiglu_limit": 5.0}}}, ["1.702 and 5.0", "1.702 and 7.0"]),
+        ({"hf_overrides": lambda config: config}, ["hf_overrides is a function", "dict"]),
+    ],
+)  # fmt: skip
+def test_options_msa_cannot_serve(tiny: Path, options: dict[str, Any], says: list[str]):
+    message = refusal(tiny, **options)
+    for words in says:
+        assert words in message
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda text: text.pop("sparse_attention_config"), "no sparse section"),
+        (lambda text: text["sparse_attention_config"].update(sparse_block_size=64), "block size is 64"),
+        (lambda text: text["sparse_attention_config"].update(sparse_num_index_heads=1), "1 index heads for 2 KV heads"),
+        (lambda text: text["sparse_attention_config"].update(sparse_local_block=9), "9 local"),
+        (lambda text: text.update(head_dim=64), "head_dim is 64"),
+        (lambda text: text.update(layer_types=["full_attention"] * 4), "contradicts itself"),
+        (lambda text: text.update(num_hidden_layers=5), "num_hidden_layers is 5"),
+    ],
+)
+def test_configs_msa_cannot_serve(edited: Callable[..., Path], change: Callable[[dict[str, Any]], None], says: str):
+    assert says in refusal(edited(change))
+
+
+def test_a_truncated_shard(edited: Callable[..., Path]):
+    folder = edited(lambda text: None)
+    shard = sorted(folder.glob("*.safetensors"))[-1]
+    shard.write_bytes(shard.read_bytes()[:-1000])
+    assert f"{shard.name} is truncated" in refusal(folder)
+
+
+def test_a_layer_more_than_the_checkpoint_has(edited: Callable[..., Path]):
+    def grow(text: dict[str, Any]) -> None:
+        text["num_hidden_layers"] += 1
+        text["moe_layer_freq"].append(1)
+        for key in ("sparse_attention_freq", "sparse_disable_index_value"):
+            text["sparse_attention_config"][key].append(1)
+
+    assert "lacks weights that its config asks for: model.layers.4." in refusal(edited(grow))
+
+
+def test_dummy_weights_need_no_files(edited: Callable[..., Path]):
+    folder = edited(lambda text: None)
+    for file in folder.glob("*.safetensors*"):
+        file.unlink()
+    assert start(folder, load_format="dummy") is not None
