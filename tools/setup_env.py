@@ -33,7 +33,7 @@ class Pip:
         return subprocess.run(check, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).returncode == 0
 
     def install(self, *what: str, quiet_errors: bool = False) -> bool:
-        command = [str(self.python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *what]
+        command = [str(self.python), "-m", "pip", "install", "-qq", "--disable-pip-version-check", *what]
         errors = subprocess.DEVNULL if quiet_errors else None
         return subprocess.run(command, cwd=ROOT, stdin=subprocess.DEVNULL, stderr=errors).returncode == 0
 
@@ -43,7 +43,7 @@ def make_venv(folder: Path) -> Pip:
     if not pip.works():
         # Absent, or left half-made by an interrupted run, or made by a Python that is gone.
         if folder.exists() and not (folder / "pyvenv.cfg").exists() and any(folder.iterdir()):
-            sys.exit(f"{folder} exists and is not a virtual environment: move it away, or choose another with make VENV=.")
+            sys.exit(f"{folder} is not a virtual environment: move it away, or choose another with make VENV=folder.")
         shutil.rmtree(folder, ignore_errors=True)
         venv.create(folder, with_pip=True, symlinks=True)
     return pip
@@ -80,9 +80,7 @@ def main() -> int:
     for number, (name, step) in enumerate(steps, 1):
         print(f"[{number}/{len(steps)}] {name}", flush=True)
         if not step():
-            print(f"Installing {name} failed; pip's message is above. Run the same command again to go on from here.",
-                  file=sys.stderr)
-            return 1
+            sys.exit(f"Installing {name} failed; pip's message is above. The same command goes on from here.")
     print(f"Installed in {time.monotonic() - started:.0f} s", flush=True)
     return 0
 
