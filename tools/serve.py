@@ -24,6 +24,7 @@ LOG = Path("build/serve.log")
 QUESTION = "In one sentence: why is attention sparse?"
 START_LIMIT = 600
 STOP_LIMIT = 30
+CHILDREN_STOP_LIMIT = 3
 LOG_TAIL = 40
 
 ENVIRONMENT = {
@@ -106,12 +107,23 @@ class Server:
             if self.process.poll() is None:
                 self.process.send_signal(signal.SIGINT)
                 self.process.wait(STOP_LIMIT)
+            # The server's children end a moment after it, when they have cleaned up shared memory.
+            ends = time.monotonic() + CHILDREN_STOP_LIMIT
+            while self._signal_session(0) and time.monotonic() < ends:
+                time.sleep(0.1)
         except subprocess.TimeoutExpired:
             pass
         finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self.process.pid, signal.SIGKILL)
+            self._signal_session(signal.SIGKILL)
             self.process.wait()
+
+    def _signal_session(self, number: int) -> bool:
+        """False when nobody is left to receive it."""
+        try:
+            os.killpg(self.process.pid, number)
+        except ProcessLookupError:
+            return False
+        return True
 
 
 def ask(server: Server, question: str) -> Iterator[str]:
