@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..oracle import LOGPROB_TOLERANCE, logprobs, prompt_logprobs
+import torch
+
+from ..oracle import LOGPROB_TOLERANCE, logprobs
 from .engines import Answer, PromptIds
 
 
@@ -15,15 +17,13 @@ def assert_true(answer: Answer, prompt: PromptIds, truth: Any) -> None:
     choice is allowed only as a tie: two tokens closer to each other than the tolerance, which rounding may swap.
     """
     ids = prompt + answer.tokens
-    expected = prompt_logprobs(truth, ids)
-    found = answer.prompt_logprobs + answer.logprobs
-    compared = expected[-len(found) :]
-    worst = max(abs(said - true) for said, true in zip(found, compared.tolist(), strict=True))
+    all_logprobs = logprobs(truth, ids, list(range(len(ids) - 1)))
+    expected = all_logprobs.gather(1, torch.tensor(ids[1:])[:, None])[:, 0]
+    found = torch.tensor(answer.prompt_logprobs + answer.logprobs)
+    worst = (found - expected[-len(found) :]).abs().max().item()
     assert worst <= LOGPROB_TOLERANCE, f"{len(prompt)}-token prompt: off by {worst}"
 
-    after = list(range(len(prompt) - 1, len(ids) - 1))
-    best = logprobs(truth, ids, after).amax(dim=-1)
-    behind = (best - expected[-len(answer.tokens) :]).max().item()
+    behind = (all_logprobs.amax(dim=-1) - expected)[-len(answer.tokens) :].max().item()
     assert behind <= LOGPROB_TOLERANCE, f"{len(prompt)}-token prompt: a token lies {behind} behind the most probable"
 
 

@@ -94,8 +94,6 @@ def test_another_model_without_the_flag_is_left_alone(llama: Path):
          ["indexer_kv_dtype is fp8", "'auto'"]),
         ({"tensor_parallel_size": 3}, ["--tensor-parallel-size is 3", "2 KV heads"]),
         ({"tensor_parallel_size": 2, "decode_context_parallel_size": 2}, ["decode_context_parallel_size is 2"]),
-        ({"speculative_config": {"method": "mtp", "num_speculative_tokens": 2},
-          "hf_overrides": {"text_config": {"num_mtp_modules": 1}}}, ["speculative method", "mtp", "ngram"]),
         ({"kv_transfer_config": {"kv_connector": "ExampleConnector", "kv_role": "kv_both"}}, ["--kv-transfer-config"]),
         ({"enable_lora": True}, ["--enable-lora"]),
         ({"quantization": "fp8"}, ["quantization is fp8", "unquantized"]),
@@ -107,6 +105,13 @@ def test_options_msa_cannot_serve(tiny: Path, options: dict[str, Any], says: lis
     message = refusal(tiny, **options)
     for words in says:
         assert words in message
+
+
+def test_mtp(edited: Callable[..., Path]):
+    folder = edited(lambda text: text.update(num_mtp_modules=1))
+    message = refusal(folder, speculative_config={"method": "mtp", "num_speculative_tokens": 2})
+    assert "speculative method mtp" in message
+    assert "ngram" in message
 
 
 @pytest.mark.parametrize(
