@@ -75,6 +75,8 @@ def main() -> int:
     parser.add_argument("folder", type=Path, help="the virtual environment to make or to complete")
     options = parser.parse_args()
 
+    if not (3, 11) <= sys.version_info < (3, 14):
+        sys.exit(f"Python {platform.python_version()} is not from 3.11 to 3.13: name another with make PYTHON=.")
     started = time.monotonic()
     print(f"Making {options.folder} with Python {platform.python_version()}", flush=True)
     pip = make_venv(options.folder.absolute())
