@@ -82,7 +82,7 @@ def test_doctor_prints_the_same_report_in_both_forms(capsys: pytest.CaptureFixtu
     text = capsys.readouterr().out
     for name, version in report["versions"].items():
         assert f"{name:<14}{version or 'not installed'}" in text
-    assert {patch["name"] for patch in report["patches"]} >= {"vllm-cpu-version"}
+    assert {patch["name"] for patch in report["patches"]} >= {"vllm_cpu_version"}
 
 
 @pytest.mark.usefixtures("no_engine")
