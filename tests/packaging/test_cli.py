@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture
 def no_engine(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """doctor without the seconds that loading vLLM takes; tests of the report's other parts need none of it."""
-    monkeypatch.setattr(doctor, "_load_vllm_plugins", lambda report: None)
+    monkeypatch.setattr(doctor, "_load_vllm_plugins", lambda report: False)
     monkeypatch.setattr(doctor, "_find_device", lambda report: None)
     yield
 
@@ -82,13 +82,26 @@ def test_doctor_prints_the_same_report_in_both_forms(capsys: pytest.CaptureFixtu
     text = capsys.readouterr().out
     for name, version in report["versions"].items():
         assert f"{name:<14}{version or 'not installed'}" in text
-    assert {patch["name"] for patch in report["patches"]} >= {"vllm-cpu-version"}
+    assert {patch["name"] for patch in report["patches"]} >= {"vllm_cpu_version"}
 
 
 @pytest.mark.usefixtures("no_engine")
 def test_doctor_fails_when_a_patch_did_not_take(broken_patch: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["doctor"]) == 1
-    assert f"problem: The patch {broken_patch} failed: the target has moved" in capsys.readouterr().out
+    assert f"problem: The patch {broken_patch} did not take: failed: the target has moved" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("plugin_ran", [True, False])
+def test_a_patch_that_is_not_applied_is_a_problem_once_the_plugin_ran(
+    plugin_ran: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        doctor, "_examine_patch", lambda name: {"name": name, "status": "not applied: too early", "why": ""}
+    )
+    report = Report()
+    doctor._find_patches(report, plugin_ran)
+    assert report.patches
+    assert bool(report.problems) is plugin_ran
 
 
 @pytest.mark.usefixtures("no_engine")
@@ -110,7 +123,7 @@ def test_doctor_reports_a_plugin_that_raises(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setitem(sys.modules, "vllm.platforms", platforms)
     monkeypatch.setattr(doctor.importlib.util, "find_spec", lambda name: object())
     report = Report()
-    doctor._load_vllm_plugins(report)
+    assert not doctor._load_vllm_plugins(report)
     assert report.problems == ["vLLM did not load its plugins: ZeroDivisionError: division by zero"]
 
 

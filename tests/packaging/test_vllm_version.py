@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+
 from msa_backend.patches import vllm_cpu_version as patch
 
 
