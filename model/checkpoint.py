@@ -67,8 +67,9 @@ def _shards(folder: Path) -> list[Path]:
     names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
     if absent := [name for name in names if not (folder / name).is_file()]:
         raise CheckpointError(
-            f"{_INDEX} names {absent[0]}" + (f" and {len(absent) - 1} more files" if len(absent) > 1 else "") +
-            f", which {folder} does not hold; download the checkpoint again"
+            f"{_INDEX} names {absent[0]}"
+            + (f" and {len(absent) - 1} more files" if len(absent) > 1 else "")
+            + f", which {folder} does not hold; download the checkpoint again"
         )
     return [folder / name for name in names]
 

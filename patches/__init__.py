@@ -11,8 +11,8 @@ from msa_backend.config import MSAError
 class PatchError(MSAError):
     """A patch whose target is no longer what it was."""
 
-    def __init__(self, name: str, found: str, checked_on: str) -> None:
+    def __init__(self, name: str, found: str, checked_on: tuple[str, ...]) -> None:
         super().__init__(
             f"the patch {name} does not fit this engine: {found}; install a version it was checked on "
-            f"({checked_on}), or set MSA_DISABLE=1 to start without msa-backend"
+            f"({', '.join(checked_on)}), or set MSA_DISABLE=1 to start without msa-backend"
         )

@@ -11,7 +11,7 @@ WHY = (
     "vLLM pickles a backend that was registered by name as its class path, and a spawned process unpickles it before "
     "plugins have registered it there, so the engine dies at start; pickled as a call that registers it first, it lives"
 )
-CHECKED_ON = "vLLM 0.32, 0.33"
+CHECKED_ON = ("vLLM 0.32", "vLLM 0.33")
 RETIRED_BY = "AttentionBackendEnum.register storing members that pickle by name, or plugins loaded before unpickling"
 
 

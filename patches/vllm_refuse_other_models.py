@@ -15,7 +15,7 @@ WHY = (
     "vLLM's CPU platform ignores a backend it does not know and serves the model with its own, and its per-model "
     "start-up hook is asked only for architectures that have one, so no public call sees the others"
 )
-CHECKED_ON = "vLLM 0.32, 0.33"
+CHECKED_ON = ("vLLM 0.32", "vLLM 0.33")
 RETIRED_BY = "the CPU platform validating the selected backend, as the CUDA platform does"
 
 

@@ -11,6 +11,7 @@ from vllm.model_executor.models.config import MODELS_CONFIG_MAP, VerifyAndUpdate
 from vllm.v1.attention.backends.registry import AttentionBackendEnum, register_backend
 
 from msa_backend.patches import vllm_backend_name, vllm_refuse_other_models
+from msa_backend.versions import is_supported, supported_range
 
 logger = init_logger("vllm.msa_backend")
 
@@ -18,8 +19,6 @@ BACKEND_NAME = "MSA"
 BACKEND_CLASS = "msa_backend.vllm.backend.MSABackend"
 MODEL_CLASS = "msa_backend.model.vllm.causal_lm:MiniMaxM3ForCausalLM"
 DRAFT_ARCHITECTURE = "MiniMaxM3MTP"
-TESTED_VERSIONS = ((0, 32), (0, 34))
-"""Oldest tested release, and the first that is not."""
 
 
 def register(architectures: Iterable[str]) -> None:
@@ -31,7 +30,9 @@ def register(architectures: Iterable[str]) -> None:
     vllm_backend_name.apply(BACKEND_NAME)
     for architecture in architectures:
         ModelRegistry.register_model(architecture, MODEL_CLASS)
-        MODELS_CONFIG_MAP[architecture] = _checked_at_startup(MODELS_CONFIG_MAP.get(architecture))
+        MODELS_CONFIG_MAP[architecture] = _checked_at_startup(
+            MODELS_CONFIG_MAP.get(architecture, VerifyAndUpdateConfig)
+        )
     # vLLM looks at the draft's class before it asks the target's start-up check, which refuses MTP. Its own draft
     # class would fail that look on a CPU, with a stack trace in place of the refusal.
     ModelRegistry.register_model(DRAFT_ARCHITECTURE, MODEL_CLASS)
@@ -40,22 +41,20 @@ def register(architectures: Iterable[str]) -> None:
 
 def warn_outside_tested_versions(version: str) -> bool:
     """Warn, with the range, when ``version`` of vLLM is one MSA was never tested on; say whether it did."""
-    oldest, end = TESTED_VERSIONS
-    release = tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
-    if len(release) == 2 and oldest <= release < end:
+    if is_supported("vllm", version):
         return False
     logger.warning(
-        "vLLM is %s, but msa-backend is tested with %d.%d up to, not including, %d.%d; install one of those if this "
-        "one misbehaves.",
-        version, *oldest, *end,
-    )  # fmt: skip
+        "vLLM is %s, but msa-backend is tested with %s; install such a version if this one misbehaves.",
+        version,
+        supported_range("vllm"),
+    )
     return True
 
 
-def _checked_at_startup(existing: type[VerifyAndUpdateConfig] | None) -> type[VerifyAndUpdateConfig]:
-    """vLLM's own start-up step for the architecture, if it has one, followed by ours."""
+def _checked_at_startup(existing: type[VerifyAndUpdateConfig]) -> type[VerifyAndUpdateConfig]:
+    """vLLM's own start-up step for an architecture, followed by ours."""
 
-    class CheckMSA(existing or VerifyAndUpdateConfig):
+    class CheckMSA(existing):  # type: ignore[misc, valid-type]
         @classmethod
         def verify_and_update_config(cls, vllm_config: vllm.config.VllmConfig) -> None:
             from .startup import prepare

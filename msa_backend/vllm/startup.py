@@ -74,7 +74,9 @@ def _check_options(vllm_config: VllmConfig) -> None:
     if vllm_config.lora_config is not None:
         raise MSAError("--enable-lora is set, but msa-backend does not serve LoRA adapters yet; leave it out")
     if vllm_config.kv_transfer_config is not None:
-        raise MSAError("--kv-transfer-config is set, but MSA does not move its caches between servers yet; leave it out")
+        raise MSAError(
+            "--kv-transfer-config is set, but MSA does not move its caches between servers yet; leave it out"
+        )
 
 
 def _check_parallelism(vllm_config: VllmConfig, config: M3Config) -> None:

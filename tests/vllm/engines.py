@@ -15,6 +15,7 @@ from msa_backend.tiny.tokenizer import word_token_ids
 
 PromptIds = list[int]
 
+
 @dataclass(frozen=True)
 class Answer:
     """What an engine said to one prompt.

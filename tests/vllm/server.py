@@ -28,6 +28,13 @@ class Server:
     def __init__(self, url: str) -> None:
         self.url = url
 
+    def is_healthy(self) -> bool:
+        try:
+            self.get("/health")
+        except OSError:
+            return False
+        return True
+
     def get(self, path: str) -> str:
         with urllib.request.urlopen(self.url + path, timeout=REQUEST_LIMIT) as reply:
             return reply.read().decode()
@@ -69,28 +76,24 @@ def started(model: Path, flags: Sequence[str]) -> Iterator[Server]:
         port = probe.getsockname()[1]
     command = [Path(sys.executable).parent / "vllm", "serve", model, "--host", HOST, "--port", str(port), *flags]
     environment = os.environ | {"VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1", "VLLM_SERVER_DEV_MODE": "1"}
-    log = tempfile.TemporaryFile("w+")
-    process = subprocess.Popen(
-        command, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
-    )
-    server = Server(f"http://{HOST}:{port}")
-    try:
-        deadline = time.monotonic() + START_LIMIT
-        while True:
-            if process.poll() is not None or time.monotonic() > deadline:
-                log.seek(0)
-                raise RuntimeError(log.read())
-            with contextlib.suppress(OSError):
-                server.get("/health")
-                break
-            time.sleep(0.3)
-        yield server
-    finally:
-        if process.poll() is None:
-            process.send_signal(signal.SIGINT)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(30)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        log.close()
+    with tempfile.TemporaryFile("w+") as log:
+        process = subprocess.Popen(
+            command, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+        )
+        try:
+            server = Server(f"http://{HOST}:{port}")
+            deadline = time.monotonic() + START_LIMIT
+            while not server.is_healthy():
+                if process.poll() is not None or time.monotonic() > deadline:
+                    log.seek(0)
+                    raise RuntimeError(log.read())
+                time.sleep(0.3)
+            yield server
+        finally:
+            if process.poll() is None:
+                process.send_signal(signal.SIGINT)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(30)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
