@@ -6,6 +6,7 @@ Nothing of this project is in here, so that an error of ours cannot hide in its 
 from __future__ import annotations
 
 import contextlib
+import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,6 +55,12 @@ class CloseCalls:
 
     block: float
     expert: float
+
+
+def random_prompt(length: int, seed: int = 0, vocab: int = 1200) -> list[int]:
+    """Token ids that no text would give; of the tiny tokenizer, the first 1,200 ids are bytes and words."""
+    numbers = random.Random(f"{length}:{seed}")
+    return [numbers.randrange(vocab) for _ in range(length)]
 
 
 def load(directory: str | Path, dtype: torch.dtype = torch.float32, attention: str = "eager") -> Any:

@@ -122,6 +122,8 @@ def _save_model(directory: Path, config: dict[str, Any], weights: dict[str, torc
     files = _split(weights, shards)
     for file, part in files.items():
         save_file(part, directory / file, metadata={"format": "pt"})
+        # safetensors leaves its files readable by their owner only; a server may run as somebody else.
+        (directory / file).chmod((directory / "config.json").stat().st_mode)
     if shards > 1:
         index = {
             "metadata": {"total_size": sum(weight.nbytes for weight in weights.values())},
