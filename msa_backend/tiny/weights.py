@@ -7,8 +7,9 @@ blocks changes a logit, and it answers one token for ever. Four choices here mak
   and none is negligible;
 * what attention adds to the residual stream is a good part of it, so that it reaches the logits;
 * the SwiGLU inputs reach the clamp at 7 now and then, and the routing bias changes the chosen experts;
-* the output head is not tied to the embedding, and markers and most bytes are quiet in it, so that an
-  answer wanders among words.
+* the output head leans towards a successor for each word, on one cycle through all words, so that an answer
+  wanders instead of looping; what attention found pushes it off that path every few words. Markers and most
+  bytes are quiet in the head.
 
 The gains are no larger than that takes. Blocks and experts are chosen by comparing, so a rounding error now
 and then turns a choice, in bf16 often; larger gains would carry each turned choice into every later token,
@@ -32,12 +33,14 @@ if TYPE_CHECKING:
     Draw = Callable[..., torch.Tensor]
 
 ATTENTION_LOGIT_SPREAD = 1.5
-ATTENTION_GAIN = 0.7
+ATTENTION_GAIN = 0.8
 SWIGLU_INPUT_SPREAD = 2.5
 MLP_GAIN = 0.04
 ROUTER_SPREAD = 1.5
 ROUTING_BIAS = 0.2
 LOGIT_SPREAD = 3.0
+SUCCESSOR = 0.06
+SUCCESSOR_STRIDE = 389
 QUIET_BYTE = 0.3
 SPOKEN_BYTES = ".,?!"
 
@@ -67,7 +70,7 @@ def _uniform(stream: str, size: tuple[int, ...], spread: float, mean: float) -> 
 
 def _text(draw: Draw, shape: TinyShape) -> None:
     root = "language_model.model"
-    draw(f"{root}.embed_tokens.weight", vocab_size(), shape.hidden, spread=1.0)
+    embedding = draw(f"{root}.embed_tokens.weight", vocab_size(), shape.hidden, spread=1.0)
     for layer in range(shape.layers):
         prefix = f"{root}.layers.{layer}"
         draw(f"{prefix}.input_layernorm.weight", shape.hidden, spread=0.1)
@@ -79,11 +82,16 @@ def _text(draw: Draw, shape: TinyShape) -> None:
             _swiglu(draw, f"{prefix}.mlp", ("gate_proj", "down_proj", "up_proj"), shape.hidden, shape.dense_size)
     draw(f"{root}.norm.weight", shape.hidden, spread=0.1)
 
-    head = draw("language_model.lm_head.weight", vocab_size(), shape.hidden, spread=LOGIT_SPREAD / shape.hidden**0.5)
+    head = draw("language_model.lm_head.weight", vocab_size(), shape.hidden, spread=LOGIT_SPREAD * shape.hidden**-0.5)
     for number, character in enumerate(byte_alphabet()):
         if character not in SPOKEN_BYTES:
             head[number] *= QUIET_BYTE
-    head[word_token_ids().stop :] = 0.0
+    words = word_token_ids()
+    # The words are listed by the alphabet; a stride coprime to their number visits all of them out of that order.
+    for number in range(len(words)):
+        successor = words[(number + SUCCESSOR_STRIDE) % len(words)]
+        head[successor] += embedding[words[number]] * SUCCESSOR
+    head[words.stop :] = 0.0
 
 
 def _attention(draw: Draw, prefix: str, shape: TinyShape, sparse: bool) -> None:

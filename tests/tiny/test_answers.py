@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 from typing import Any
 
 import pytest
 from transformers import AutoTokenizer
 
+from msa_backend.tiny.words import WORDS
 from tests import oracle
 
 COUNT = 64
@@ -39,9 +41,9 @@ def test_after_a_random_prompt(length: int, model: Any) -> None:
     [
         "Tell me about the river and the old castle.",
         "Why is the sky blue? Explain it to a child in three short sentences, please.",
-        "The doctor said that the horse would be well again before summer. " * 60,
+        " ".join(random.Random(0).choices(WORDS, k=900)) + ".",
     ],
-    ids=["short", "question", "900 tokens"],
+    ids=["short", "question", "900 words"],
 )
 def test_after_a_text(text: str, original: Path, model: Any) -> None:
     tokenizer = AutoTokenizer.from_pretrained(original)

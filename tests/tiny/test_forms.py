@@ -107,8 +107,9 @@ def test_overwriting_leaves_no_stale_weights(tmp_path: Path) -> None:
 
 
 def test_a_layer_may_mix_sparse_attention_and_a_dense_mlp(tmp_path: Path) -> None:
-    shape = replace(TinyShape(), sparse_attention=(False, True, False, True), moe=(False, False, True, True), kv_heads=4)
+    shape = replace(TinyShape(), sparse_attention=(False, True, False, True), moe=(False, False, True, True))
     loaded = [
-        oracle.load(write_tiny_checkpoint(tmp_path / form, form=form, shape=shape)) for form in ("original", "transformers")
+        oracle.load(write_tiny_checkpoint(tmp_path / form, form=form, shape=shape))
+        for form in ("original", "transformers")
     ]
     assert torch.equal(*(oracle.logprobs(model, PROMPT) for model in loaded))
