@@ -9,10 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from msa_backend.tiny.tokenizer import word_token_ids
-
 PromptIds = list[int]
 
 
@@ -83,13 +79,6 @@ def _answer(output: Any) -> Answer:
         if step is not None
     ]
     return Answer(tokens, said, read, output.num_cached_tokens or 0)
-
-
-def random_prompt(length: int, seed: int) -> PromptIds:
-    """Words in random order."""
-    generator = torch.Generator().manual_seed(seed * 100_003 + length)
-    words = word_token_ids()
-    return torch.randint(words.start, words.stop, (length,), generator=generator).tolist()
 
 
 def metric(llm: Any, name: str) -> float:

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from ..oracle import random_prompt
 from .compare import assert_same
-from .engines import Answer, ask, engine, metric, random_prompt
+from .engines import Answer, ask, engine, metric
 
 NEW_TOKENS = 12
 FIRST = random_prompt(1300, seed=3)

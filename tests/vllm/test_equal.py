@@ -14,10 +14,10 @@ import torch
 
 from .. import oracle
 from .compare import assert_same, assert_true
-from .engines import Answer, ask, engine, random_prompt
+from .engines import Answer, ask, engine
 
 LENGTHS = [1, 2, 17, 64, 127, 128, 129, 255, 256, 257, 500, 511, 512, 513, 640, 800, 1023, 1300, 2048, 2049, 3333, 6000]
-PROMPTS = [random_prompt(length, seed=1) for length in LENGTHS]
+PROMPTS = [oracle.random_prompt(length, seed=1) for length in LENGTHS]
 NEW_TOKENS = 16
 
 
@@ -73,7 +73,7 @@ def test_bf16(tmp_path: Path):
     from msa_backend.tiny import write_tiny_checkpoint
 
     model = write_tiny_checkpoint(tmp_path / "bf16", dtype="bfloat16")
-    prompts = [random_prompt(length, seed=2) for length in (100, 900, 1500, 2500)]
+    prompts = [oracle.random_prompt(length, seed=2) for length in (100, 900, 1500, 2500)]
     with engine(model, dtype="bfloat16", max_num_batched_tokens=512) as llm:
         answers = ask(llm, prompts, 1, prompt_logprobs=True)
     exact, rounded = oracle.load(model), oracle.load(model, torch.bfloat16)

@@ -14,8 +14,9 @@ from typing import Any
 
 import pytest
 
+from ..oracle import random_prompt
 from .compare import assert_same, assert_true
-from .engines import Answer, PromptIds, random_prompt
+from .engines import Answer, PromptIds
 from .server import Server, started
 
 MODEL = "m3"

@@ -1,0 +1,99 @@
+"""The tokenizer of a tiny checkpoint: every byte, every word of `words`, and MiniMax-M3's markers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from msa_backend.tiny.words import WORDS
+
+PAD, BOS, EOS, ROLE = "]!p~[", "]~!b[", "[e~[", "]~b]"
+IMAGE, VIDEO = "]<]image[>[", "]<]video[>["
+
+# Markers that frame text: skipped when an answer is decoded for a reader.
+SPECIAL_TOKENS = (PAD, BOS, EOS, ROLE, IMAGE, VIDEO, "]<]start of image[>[", "]<]end of image[>[")
+# Markers a reasoning or tool parser has to find in the decoded answer.
+TEXT_MARKERS = ("<mm:think>", "</mm:think>", "]<]minimax[>[")
+
+NUM_BYTES = 256
+
+CHAT_TEMPLATE = """\
+{%- set names = {"system": "system", "user": "user", "assistant": "ai", "tool": "tool"} -%}
+{{- bos_token -}}
+{%- for message in messages -%}
+    {%- if message["role"] not in names -%}
+        {{- raise_exception("the role of a message is system, user, assistant or tool, not " ~ message["role"]) -}}
+    {%- endif -%}
+    {{- "]~b]" ~ names[message["role"]] ~ "\\n" -}}
+    {%- if message["reasoning_content"] -%}
+        {{- "<mm:think>" ~ message["reasoning_content"] ~ "</mm:think>" -}}
+    {%- endif -%}
+    {%- if message["content"] is string -%}
+        {{- message["content"] -}}
+    {%- elif message["content"] -%}
+        {%- for part in message["content"] -%}
+            {%- if part["type"] == "image" or part["type"] == "image_url" -%}
+                {{- "]<]image[>[" -}}
+            {%- elif part["type"] == "video" or part["type"] == "video_url" -%}
+                {{- "]<]video[>[" -}}
+            {%- else -%}
+                {{- part["text"] -}}
+            {%- endif -%}
+        {%- endfor -%}
+    {%- endif -%}
+    {{- eos_token ~ "\\n" -}}
+{%- endfor -%}
+{%- if add_generation_prompt -%}
+    {{- "]~b]ai\\n" -}}
+{%- endif -%}
+"""
+
+
+def word_token_ids() -> range:
+    """The ids of the word tokens, each a word with its leading space; byte tokens come before them."""
+    return range(NUM_BYTES, NUM_BYTES + len(WORDS))
+
+
+def token_id(marker: str) -> int:
+    """The id of one of the markers; they follow the words, as they follow the text vocabulary in MiniMax-M3."""
+    return word_token_ids().stop + (SPECIAL_TOKENS + TEXT_MARKERS).index(marker)
+
+
+def vocab_size() -> int:
+    """Rows of the embedding: all tokens, rounded up so that every tensor-parallel size divides them."""
+    tokens = word_token_ids().stop + len(SPECIAL_TOKENS) + len(TEXT_MARKERS)
+    return -(-tokens // 64) * 64
+
+
+def byte_alphabet() -> list[str]:
+    """The printable character that stands for a byte in the vocabulary file, in the order of the token ids."""
+    from tokenizers.pre_tokenizers import ByteLevel
+
+    return sorted(ByteLevel.alphabet())
+
+
+def save_tokenizer(directory: Path) -> None:
+    """Write ``tokenizer.json`` and ``tokenizer_config.json``, complete for ``AutoTokenizer`` without a network."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+    # A byte-pair model without merges knows whole words and single bytes, nothing between: an answer reads as
+    # words, and yet every text has a spelling.
+    vocab = {token: number for number, token in enumerate(byte_alphabet())}
+    vocab |= {"Ġ" + word: number for number, word in zip(word_token_ids(), WORDS, strict=True)}
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[], ignore_merges=True))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in SPECIAL_TOKENS])
+    tokenizer.add_tokens([AddedToken(token, normalized=False) for token in TEXT_MARKERS])
+    tokenizer.save(str(directory / "tokenizer.json"))
+
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": BOS,
+        "eos_token": EOS,
+        "pad_token": PAD,
+        "clean_up_tokenization_spaces": False,
+        "model_max_length": 131072,
+        "chat_template": CHAT_TEMPLATE,
+    }
+    (directory / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
