@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 
+BACKEND_NAME = "MSA"
+"""What ``--attention-backend`` is given, in the case vLLM registers names in; users may write either."""
+
 M3_ARCHITECTURES = {
     "MiniMaxM3SparseForCausalLM": "text only, original form",
     "MiniMaxM3VLForCausalLM": "text only, transformers form",

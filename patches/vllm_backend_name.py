@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from msa_backend.plugin import BACKEND_NAME
+
 from . import PatchError
 
 NAME = "vllm_backend_name"
@@ -40,7 +42,7 @@ def status() -> str:
     """``applied``, or why not."""
     from vllm.v1.attention.backends.registry import AttentionBackendEnum
 
-    member = AttentionBackendEnum.__members__.get("MSA")
+    member = AttentionBackendEnum.__members__.get(BACKEND_NAME)
     if member is None:
         return "not applied: the backend is not registered in this process"
     return "applied" if "__reduce_ex__" in vars(member) else "not applied"

@@ -8,6 +8,7 @@ import torch
 from vllm.v1.attention.backend import AttentionBackend, AttentionImplBase
 
 from msa_backend.config import BLOCK_SIZE, HEAD_DIM
+from msa_backend.plugin import BACKEND_NAME
 
 from .metadata import MSAMetadataBuilder
 
@@ -23,7 +24,7 @@ class MSABackend(AttentionBackend):
 
     @staticmethod
     def get_name() -> str:
-        return "MSA"
+        return BACKEND_NAME
 
     @staticmethod
     def get_impl_cls() -> type[AttentionImplBase]:

@@ -11,11 +11,11 @@ from vllm.model_executor.models.config import MODELS_CONFIG_MAP, VerifyAndUpdate
 from vllm.v1.attention.backends.registry import AttentionBackendEnum, register_backend
 
 from msa_backend.patches import vllm_backend_name, vllm_refuse_other_models
+from msa_backend.plugin import BACKEND_NAME
 from msa_backend.versions import is_supported, supported_range
 
 logger = init_logger("vllm.msa_backend")
 
-BACKEND_NAME = "MSA"
 BACKEND_CLASS = "msa_backend.vllm.backend.MSABackend"
 MODEL_CLASS = "msa_backend.model.vllm.causal_lm:MiniMaxM3ForCausalLM"
 DRAFT_ARCHITECTURE = "MiniMaxM3MTP"

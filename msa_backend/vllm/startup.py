@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING
 import torch
 from vllm.logger import init_logger
 
+from msa_backend import __version__
 from msa_backend.config import BLOCK_SIZE, MSAError
 from msa_backend.model.checkpoint import check_checkpoint
 from msa_backend.model.config import M3Config
+from msa_backend.plugin import BACKEND_NAME
 
 from . import model_config as m3
 
@@ -39,10 +41,20 @@ def prepare(vllm_config: VllmConfig) -> None:
     if vllm_config.load_config.load_format != "dummy" and (folder := Path(vllm_config.model_config.model)).is_dir():
         check_checkpoint(folder, config)
     m3.record(vllm_config, text_config)
+    logger.info(
+        "msa-backend %s serves this model: %d of %d layers attend to %d of their blocks of %d tokens.",
+        __version__,
+        sum(config.msa.sparse_layers),
+        config.num_layers,
+        config.msa.topk,
+        config.msa.block_size,
+    )
 
-    # "msa" names the sparse layers' backend, and they bring it themselves. Left in place it would also be asked
-    # of the dense layers, which take the platform's best.
-    vllm_config.attention_config.backend = None
+    # "msa" names the sparse layers' backend, and they bring it themselves. Left in place it would also be asked of
+    # the dense layers, which take the platform's best, or whichever other backend the user named.
+    selected = vllm_config.attention_config.backend
+    if selected is not None and selected.name == BACKEND_NAME:
+        vllm_config.attention_config.backend = None
 
 
 def _check_options(vllm_config: VllmConfig) -> None:

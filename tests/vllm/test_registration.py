@@ -90,7 +90,7 @@ def test_a_patch_that_no_longer_fits_says_so(monkeypatch: pytest.MonkeyPatch):
     from msa_backend.patches import PatchError, vllm_refuse_other_models
 
     monkeypatch.setattr(VllmConfig, "try_verify_and_update_config", lambda self, more: None)
-    with pytest.raises(PatchError, match=r"vllm_refuse_other_models does not fit .* vLLM 0\.32, vLLM 0\.33"):
+    with pytest.raises(PatchError, match=r"vllm_refuse_other_models does not fit.*vLLM 0\.32, vLLM 0\.33"):
         vllm_refuse_other_models.apply("MSA", frozenset())
 
 

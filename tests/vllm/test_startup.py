@@ -66,6 +66,10 @@ def test_served_with_and_without_the_flag(tiny: Path, selected: str | None):
     assert model_class.__module__ == "msa_backend.model.vllm.causal_lm"
 
 
+def test_another_backend_is_left_to_the_dense_layers(tiny: Path):
+    assert start(tiny, attention_backend="CPU_ATTN").attention_config.backend.name == "CPU_ATTN"
+
+
 def test_overrides_reach_the_model(tiny: Path):
     from msa_backend.vllm.model_config import recorded
 
