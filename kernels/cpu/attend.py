@@ -66,20 +66,25 @@ def sparse_attention(
 ) -> Tensor:
     """See :func:`msa_backend.kernels.api.sparse_attention`."""
     num_tokens, num_heads, head_dim = q.shape
-    group = num_heads // k_pages.shape[1]
-    topk = min(block_ids.shape[2], -(-batch.max_seq_len // BLOCK_SIZE))
+    num_kv_heads, _, topk = block_ids.shape
+    group = num_heads // num_kv_heads
     out = torch.empty_like(q) if out is None else out
-    if topk == 0:
-        return out.zero_()
     row, position = locate_tokens(batch, num_tokens)
-    block_ids = block_ids[..., :topk].transpose(0, 1).long()
+    block_ids = block_ids.transpose(0, 1).long()
 
-    tokens_at_a_time = max(1, MAX_PARTIALS // (topk * num_heads * head_dim))
-    for start in range(0, num_tokens, tokens_at_a_time):
+    tokens_at_a_time = min(num_tokens, max(1, MAX_PARTIALS // (topk * num_heads * head_dim)))
+    # Allocated once: fresh memory for every few tokens costs more in page faults than the copies into it.
+    partial_out = q.new_empty(tokens_at_a_time * num_kv_heads * topk + 1, group, head_dim, dtype=torch.float32)
+    for start in range(0, num_tokens, tokens_at_a_time or 1):
         here = slice(start, start + tokens_at_a_time)
+        slots = min(topk, int(position[here].max()) // BLOCK_SIZE + 1)  # no token here sees more blocks
+        if slots == 0:
+            out[here] = 0
+            continue
         grouped_q = (q[here].float() * (scale * k_scale)).view(-1, group, head_dim)
-        partials = attend(grouped_q, k_pages, v_pages, block_ids[here], row[here], position[here], batch.block_table)
-        out[here] = combine(partials, topk).view(-1, num_heads, head_dim) * v_scale
+        ids = block_ids[here, :, :slots]
+        partials = attend(grouped_q, k_pages, v_pages, ids, row[here], position[here], batch.block_table, partial_out)
+        out[here] = combine(partials, slots).view(-1, num_heads, head_dim) * v_scale
     return out
 
 
@@ -91,6 +96,7 @@ def attend(
     row: Tensor,
     position: Tensor,
     block_table: Tensor,
+    partial_out: Tensor,
 ) -> Partials:
     """The partial softmax of every pair of a few tokens.
 
@@ -99,19 +105,20 @@ def attend(
         block_ids: ``[num_tokens, num_kv_heads, topk]`` int64.
         row, position: ``[num_tokens]``.
         block_table: ``[num_seqs, max_pages]``.
+        partial_out: ``[at least num_pairs + 1, group, head_dim]`` fp32, the memory of the result.
     """
     _, num_kv_heads, topk = block_ids.shape
     _, group, head_dim = q.shape
     num_pairs = block_ids.numel()
     q = torch.cat([q, q.new_zeros(1, group, head_dim)])  # the query of empty lanes
     partials = Partials(
-        out=q.new_empty(num_pairs + 1, group, head_dim),
+        out=partial_out[: num_pairs + 1],
         max=q.new_full((num_pairs + 1, group), -torch.inf),
         sum=q.new_zeros(num_pairs + 1, group),
     )
     seen = position[:, None, None] + 1 - block_ids * BLOCK_SIZE
     selected = (block_ids >= 0) & (seen > 0)
-    # What is not selected weighs 0, but 0 x NaN is NaN: fresh memory may hold anything.
+    # What is not selected weighs 0, but 0 x NaN is NaN: the memory may hold anything.
     partials.out[:-1][~selected.flatten()] = 0
 
     for in_whole in (True, False):
