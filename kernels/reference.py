@@ -37,6 +37,8 @@ class Row(NamedTuple):
 def rows(batch: Batch) -> Iterator[Row]:
     bounds = batch.cu_seqlens_q.tolist()
     for i, (seq_len, context_len) in enumerate(zip(batch.seq_lens.tolist(), batch.context_lens.tolist(), strict=True)):
+        if seq_len == 0:  # padding
+            continue
         key_positions = torch.arange(seq_len)
         yield Row(
             tokens=slice(bounds[i], bounds[i + 1]),

@@ -156,5 +156,6 @@ cases = st.builds(
 @st.composite
 def selections(draw: st.DrawFn) -> dict[str, int]:
     init_blocks, local_blocks = draw(st.integers(0, 3)), draw(st.integers(0, 3))
-    topk = draw(st.integers(max(1, init_blocks + local_blocks), 32))
+    least = max(1, init_blocks + local_blocks)
+    topk = draw(st.integers(least, 8) | st.integers(least, 32))  # small ones more often: they leave blocks out
     return {"topk": topk, "init_blocks": init_blocks, "local_blocks": local_blocks}

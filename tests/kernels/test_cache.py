@@ -10,7 +10,7 @@ from msa_backend.kernels.batch import BLOCK_SIZE
 
 from .batches import LAYOUTS, lay_out
 
-SLOTS = [130, 5, -1, 127, 128, 511, -100]
+SLOTS = [130, 5, -1, 127, 128, 510, -100]
 
 
 def new_tokens(dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -13,7 +13,7 @@ from .batches import Case, Row, cases, make_case, selections
 from .compare import assert_selection
 
 
-@settings(max_examples=60)
+@settings(max_examples=300)
 @given(case=cases, selection=selections())
 def test_any_batch(case: Case, selection: dict[str, int]):
     block_ids = api.select_blocks(case.index_q, case.index_k_pages, case.batch, **selection)
