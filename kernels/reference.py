@@ -1,0 +1,150 @@
+"""What MSA computes, written to be read: the definition every other implementation is tested against.
+
+Slow on purpose: one row and one head at a time, whole score matrices, fp64 by default. The method is that of the
+MSA report, arXiv:2606.13392. Shapes are those of :mod:`msa_backend.kernels.api`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .batch import BLOCK_SIZE, Batch
+
+
+class Row(NamedTuple):
+    """One sequence of a batch: its query tokens, and where each of its cached tokens lies."""
+
+    tokens: slice
+    positions: Tensor
+    """``[query_len]`` position in the sequence of each query token."""
+    key_positions: Tensor
+    """``[seq_len]``: 0, 1, 2, ..."""
+    pages: Tensor
+    """``[seq_len]`` page of each cached token."""
+    offsets: Tensor
+    """``[seq_len]`` place of each cached token within its page."""
+
+    @property
+    def visible(self) -> Tensor:
+        """``[query_len, seq_len]`` bool: a query sees the tokens up to its own."""
+        return self.key_positions <= self.positions[:, None]
+
+
+def rows(batch: Batch) -> Iterator[Row]:
+    bounds = batch.cu_seqlens_q.tolist()
+    for i, (seq_len, context_len) in enumerate(zip(batch.seq_lens.tolist(), batch.context_lens.tolist(), strict=True)):
+        if seq_len == 0:  # padding
+            continue
+        key_positions = torch.arange(seq_len)
+        yield Row(
+            tokens=slice(bounds[i], bounds[i + 1]),
+            positions=context_len + torch.arange(bounds[i + 1] - bounds[i]),
+            key_positions=key_positions,
+            pages=batch.block_table[i].cpu()[key_positions // BLOCK_SIZE].long(),
+            offsets=key_positions % BLOCK_SIZE,
+        )
+
+
+def block_scores(index_q: Tensor, index_k_pages: Tensor, batch: Batch, *, dtype: torch.dtype = torch.float64) -> Tensor:
+    """The score of a block: the largest ``index_q . index_k`` over the tokens of it that the query sees.
+
+    Returns:
+        ``[num_index_heads, num_tokens, max_blocks]`` in ``dtype``; -inf where the query sees nothing of the block.
+    """
+    num_tokens, num_heads, _ = index_q.shape
+    max_blocks = -(-batch.max_seq_len // BLOCK_SIZE)
+    scores = torch.full((num_heads, num_tokens, max_blocks), -torch.inf, dtype=dtype)
+    for row in rows(batch):
+        index_k = index_k_pages[row.pages, row.offsets].to(dtype)
+        for head in range(num_heads):
+            dots = index_q[row.tokens, head].to(dtype) @ index_k.T
+            dots = dots.masked_fill(~row.visible, -torch.inf)
+            for block, of_block in enumerate(dots.split(BLOCK_SIZE, dim=1)):
+                scores[head, row.tokens, block] = of_block.amax(dim=1)
+    return scores
+
+
+def select_blocks(
+    index_q: Tensor,
+    index_k_pages: Tensor,
+    batch: Batch,
+    *,
+    topk: int,
+    init_blocks: int = 0,
+    local_blocks: int = 1,
+    dtype: torch.dtype = torch.float64,
+) -> Tensor:
+    """The blocks each (index head, query token) attends to.
+
+    The first ``init_blocks`` and the newest ``local_blocks`` of the blocks a query sees, its own counted, are taken
+    whatever they score; the best-scoring others fill up to ``topk``. All are taken if there are no more than that.
+
+    Returns:
+        ``[num_index_heads, num_tokens, topk]`` int32 logical block numbers, ascending, -1 after the last.
+    """
+    num_tokens, num_heads, _ = index_q.shape
+    scores = block_scores(index_q, index_k_pages, batch, dtype=dtype)
+    block_ids = torch.full((num_heads, num_tokens, topk), -1, dtype=torch.int32)
+    for row in rows(batch):
+        for token, sees in zip(range(row.tokens.start, row.tokens.stop), row.visible.sum(dim=1).tolist(), strict=True):
+            num_blocks = -(-sees // BLOCK_SIZE)
+            forced = {block for block in range(num_blocks) if block < init_blocks or block >= num_blocks - local_blocks}
+            for head in range(num_heads):
+                by_score = scores[head, token, :num_blocks].argsort(descending=True, stable=True).tolist()
+                ranking = sorted(forced) + [block for block in by_score if block not in forced]
+                chosen = sorted(ranking[:topk])
+                block_ids[head, token, : len(chosen)] = torch.tensor(chosen, dtype=torch.int32)
+    return block_ids
+
+
+def sparse_attention(
+    q: Tensor,
+    k_pages: Tensor,
+    v_pages: Tensor,
+    block_ids: Tensor,
+    batch: Batch,
+    *,
+    scale: float,
+    k_scale: float = 1.0,
+    v_scale: float = 1.0,
+    dtype: torch.dtype = torch.float64,
+) -> Tensor:
+    """Causal softmax attention over the tokens of the selected blocks, and nothing else.
+
+    Returns:
+        ``[num_tokens, num_heads, head_dim]`` in ``dtype``; 0 for a token that sees none of its blocks.
+    """
+    num_heads = q.shape[1]
+    group = num_heads // k_pages.shape[1]
+    out = torch.zeros(q.shape, dtype=dtype)
+    for row in rows(batch):
+        key_blocks = row.key_positions // BLOCK_SIZE
+        for head in range(num_heads):
+            kv_head = head // group
+            selected = (key_blocks[:, None] == block_ids[kv_head, row.tokens, None, :]).any(dim=-1)
+            k = k_pages[row.pages, kv_head, row.offsets].to(dtype) * k_scale
+            v = v_pages[row.pages, kv_head, row.offsets].to(dtype) * v_scale
+            logits = q[row.tokens, head].to(dtype) @ k.T * scale
+            weights = logits.masked_fill(~(row.visible & selected), -torch.inf).softmax(dim=1)
+            # A row of -inf alone has no softmax: nothing was selected, and the output is 0.
+            out[row.tokens, head] = weights.nan_to_num(nan=0.0) @ v
+    return out
+
+
+def dense_attention(
+    q: Tensor,
+    k_pages: Tensor,
+    v_pages: Tensor,
+    batch: Batch,
+    *,
+    scale: float,
+    dtype: torch.dtype = torch.float64,
+) -> Tensor:
+    """Ordinary causal attention over the whole sequence: what MSA equals while all visible blocks fit in top-k."""
+    max_blocks = -(-batch.max_seq_len // BLOCK_SIZE)
+    every_block = torch.arange(max_blocks).expand(k_pages.shape[1], q.shape[0], max_blocks)
+    return sparse_attention(q, k_pages, v_pages, every_block, batch, scale=scale, dtype=dtype)

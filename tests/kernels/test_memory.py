@@ -1,0 +1,46 @@
+"""Memory beyond inputs and output is bounded, however long the context."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+# A chunk of 2,048 tokens after 128K, in the shape of the released model. One dense score matrix of it has
+# 64 * 2048 * 133120 elements, 70 GB of fp32; the index scores alone, for every key, 4.4 GB.
+SCRIPT = """
+import resource
+import torch
+from msa_backend.kernels import api
+from msa_backend.kernels.batch import Batch
+
+torch.set_num_threads(1)
+query_len, context_len = 2048, 131072
+num_pages = (context_len + query_len) // 128
+
+def normal(*shape):
+    return torch.empty(shape, dtype=torch.bfloat16).normal_()
+
+def int32(*values):
+    return torch.tensor(values, dtype=torch.int32)
+
+q, index_q = normal(query_len, 64, 128), normal(query_len, 4, 128)
+k_pages, v_pages = normal(num_pages, 4, 128, 256).chunk(2, dim=-1)
+index_k_pages = normal(num_pages, 128, 128)
+block_table = torch.arange(num_pages, dtype=torch.int32)[None]
+batch = Batch(int32(0, query_len), int32(context_len + query_len), int32(context_len), block_table,
+              query_len, context_len + query_len)
+
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+block_ids = api.select_blocks(index_q, index_k_pages, batch, topk=16)
+api.sparse_attention(q, k_pages, v_pages, block_ids, batch, scale=128**-0.5)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in KiB on Linux alone")
+def test_chunk_after_128k():
+    done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) * 1024 < 512 * 2**20
