@@ -81,7 +81,7 @@ def sparse_attention(
         if slots == 0:
             out[here] = 0
             continue
-        grouped_q = (q[here].float() * (scale * k_scale)).view(-1, group, head_dim)
+        grouped_q = (q[here].float() * (scale * k_scale)).reshape(-1, group, head_dim)
         ids = block_ids[here, :, :slots]
         partials = attend(grouped_q, k_pages, v_pages, ids, row[here], position[here], batch.block_table, partial_out)
         out[here] = combine(partials, slots).view(-1, num_heads, head_dim) * v_scale
