@@ -39,9 +39,7 @@ def check_write_cache(
         _check_shape("index_k", index_k, (num_tokens, index_k_pages.shape[2]), "one vector a slot")
 
 
-def check_select_blocks(
-    index_q: Tensor, index_k_pages: Tensor, topk: int, init_blocks: int, local_blocks: int
-) -> None:
+def check_select_blocks(index_q: Tensor, index_k_pages: Tensor, topk: int, init_blocks: int, local_blocks: int) -> None:
     _check_index_pages(index_k_pages)
     _check_dtype("index_q", index_q, COMPUTE_DTYPES)
     if index_q.dim() != 3 or index_q.shape[2] != index_k_pages.shape[2]:

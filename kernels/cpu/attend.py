@@ -81,7 +81,7 @@ def sparse_attention(
         if slots == 0:
             out[here] = 0
             continue
-        grouped_q = (q[here].float() * (scale * k_scale)).view(-1, group, head_dim)
+        grouped_q = (q[here].float() * (scale * k_scale)).reshape(-1, group, head_dim)
         ids = block_ids[here, :, :slots]
         partials = attend(grouped_q, k_pages, v_pages, ids, row[here], position[here], batch.block_table, partial_out)
         out[here] = combine(partials, slots).view(-1, num_heads, head_dim) * v_scale
@@ -169,14 +169,13 @@ def attend_tiles(
     q: Tensor, k_pages: Tensor, v_pages: Tensor, pairs: Pairs, lanes: Tensor, topk: int, partials: Partials
 ) -> None:
     """Fetch one block for each of some tiles and attend to it with all the tile's pairs."""
-    num_tiles, tile_size = lanes.shape
     _, group, head_dim = q.shape
     scratch = len(partials.out) - 1
     index = torch.where(lanes >= 0, pairs.index[lanes], scratch).flatten()
     page, head = pairs.page[lanes[:, 0]], pairs.head[lanes[:, 0]]
     k, v = gather_blocks(k_pages, page, head), gather_blocks(v_pages, page, head)
 
-    logits = torch.bmm(q.index_select(0, index // topk).view(num_tiles, -1, head_dim), k.mT)
+    logits = torch.bmm(q.index_select(0, index // topk).view(len(lanes), -1, head_dim), k.mT)
     if pairs.seen is not None:
         seen = pairs.seen[lanes].masked_fill(lanes < 0, 0)
         within = torch.arange(BLOCK_SIZE, device=q.device)

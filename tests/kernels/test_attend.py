@@ -61,6 +61,20 @@ def test_layouts(layout: str):
     check(make_case(MIXED, layout=layout), {"topk": 4})
 
 
+def test_strided_queries_and_output():
+    """Queries as a view of a fused projection, or with heads outermost; the output likewise."""
+    case = make_case(MIXED, group=4)
+    block_ids = api.select_blocks(case.index_q, case.index_k_pages, case.batch, topk=4)
+    expected = attention(case, block_ids)
+    fused = torch.full((case.q.shape[0], 3 * case.q.shape[1], case.q.shape[2]), torch.nan)
+    heads_first = case.q.transpose(0, 1).contiguous().transpose(0, 1)
+    for q in (fused.chunk(3, dim=1)[1].copy_(case.q), heads_first):
+        out = torch.empty_strided(q.shape, q.stride())
+        pages = case.k_pages, case.v_pages
+        api.sparse_attention(q, *pages, block_ids, case.batch, scale=case.scale, out=out)
+        assert torch.equal(out, expected)
+
+
 @pytest.mark.parametrize("cache_dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
 def test_fp8_cache(cache_dtype: torch.dtype):
     case = make_case(MIXED, dtype=torch.bfloat16, cache_dtype=cache_dtype)
