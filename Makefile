@@ -3,6 +3,8 @@
 VENV  ?= .venv
 MODEL ?= tiny-m3
 PORT  ?= 8000
+# Test processes at a time; each may run an engine, which takes about 3 GB.
+JOBS  ?= 2
 # The flags of `vllm serve` that the tiny checkpoint wants. --enforce-eager saves a minute of
 # compilation that a model of this size never earns back.
 SERVE_ARGS ?= --attention-backend msa --language-model-only --enforce-eager --max-model-len 2048
@@ -23,7 +25,7 @@ serve: $(VENV)/.serve-ready $(if $(filter tiny-m3,$(MODEL)),tiny-m3/config.json)
 	@$(BIN)/python tools/serve.py $(if $(CHECK),--once) --port $(PORT) $(MODEL) -- $(SERVE_ARGS)
 
 test: lint ## install, check the style and run all tests (ARGS="-k name" passes on to pytest)
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
 lint: $(VENV)/.test-ready ## check the style
 	$(BIN)/python -m ruff check .

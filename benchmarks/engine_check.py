@@ -62,9 +62,7 @@ def check(model: Path, file: Path, dtype: str, options: dict[str, Any]) -> dict[
     # pass the prefix cache by. The second pass takes the prompts from the cache.
     reading = SamplingParams(temperature=0, max_tokens=NEW_TOKENS, ignore_eos=True, prompt_logprobs=0, logprobs=0)
     cold = llm.generate(prompts, reading, use_tqdm=False)
-    hit = llm.generate(
-        prompts, SamplingParams(temperature=0, max_tokens=NEW_TOKENS, ignore_eos=True), use_tqdm=False
-    )
+    hit = llm.generate(prompts, SamplingParams(temperature=0, max_tokens=NEW_TOKENS, ignore_eos=True), use_tqdm=False)
 
     errors = []
     for entry, output in zip(truth, cold, strict=True):

@@ -110,9 +110,7 @@ def logprobs(model: Any, ids: list[int], positions: list[int] | None = None, chu
 def greedy(model: Any, ids: list[int], count: int, chunk: int = CHUNK) -> Greedy:
     """Continue ``ids`` by the ``count`` most probable tokens; an end-of-sequence token does not stop it."""
     cache = _new_cache(model)
-    logits = torch.empty(0)
-    for _, logits in _forward(model, ids, chunk, cache):
-        pass
+    *_, (_, logits) = _forward(model, ids, chunk, cache)
     result = Greedy([], [], [])
     while True:
         (best, second), (token, _) = (found.tolist() for found in logits[-1].log_softmax(-1).topk(2))

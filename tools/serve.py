@@ -167,13 +167,16 @@ def ask(server: Server, question: str) -> Iterator[str]:
 
 def show_how_to_go_on(server: Server) -> None:
     body = json.dumps({"model": server.name, "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 32})
-    print(f"""
+    print(
+        f"""
 Ask more from another terminal, or use any OpenAI client with base URL {server.url}/v1:
 
   curl {server.url}/v1/chat/completions -H 'Content-Type: application/json' \\
     -d '{body}'
 
-The log is {LOG}. Ctrl-C stops the server.""", flush=True)
+The log is {LOG}. Ctrl-C stops the server.""",
+        flush=True,
+    )
 
 
 def serve(model: str, wanted_port: int, flags: list[str], once: bool) -> None:

@@ -53,5 +53,5 @@ WORDS: tuple[str, ...] = tuple(
     way we wear weather week weight well went were west what wheel when where whether which while white who whole
     whose why wide wife wild will win wind window wing winter wire wise wish with within without woman wonder wood
     word work world would write wrong yard year yellow yes yet you young your
-    """.split()
+    """.split()  # noqa: SIM905
 )

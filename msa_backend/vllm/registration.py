@@ -54,7 +54,7 @@ def warn_outside_tested_versions(version: str) -> bool:
 def _checked_at_startup(existing: type[VerifyAndUpdateConfig]) -> type[VerifyAndUpdateConfig]:
     """vLLM's own start-up step for an architecture, followed by ours."""
 
-    class CheckMSA(existing):  # type: ignore[misc, valid-type]
+    class CheckMSA(existing):
         @classmethod
         def verify_and_update_config(cls, vllm_config: vllm.config.VllmConfig) -> None:
             from .startup import prepare

@@ -52,7 +52,6 @@ except KeyboardInterrupt:
 """
 
 
-
 @pytest.fixture
 def python(tmp_path: Path) -> Path:
     """A Python with a `vllm` command beside it, as in an environment."""

@@ -18,7 +18,7 @@ COUNT = 64
 def longest_loop(tokens: list[int], period: int) -> int:
     """Length of the longest stretch in which every token equals the one ``period`` before it."""
     longest = current = 0
-    for old, new in zip(tokens, tokens[period:]):
+    for old, new in zip(tokens, tokens[period:], strict=False):
         current = current + 1 if old == new else 0
         longest = max(longest, current)
     return longest

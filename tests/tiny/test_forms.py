@@ -67,7 +67,8 @@ def test_bf16_is_the_rounded_model(form: str, tmp_path: Path) -> None:
     directory = write_tiny_checkpoint(tmp_path / "bf16", form=form, dtype="bfloat16")
     if form == "original":
         with safe_open(directory / "model.safetensors", "pt") as file:
-            fp32 = {name for name in file.keys() if file.get_tensor(name).dtype == torch.float32}
+            # A safetensors file is no dict: it has keys, but does not iterate over them.
+            fp32 = {name for name in file.keys() if file.get_tensor(name).dtype == torch.float32}  # noqa: SIM118
         layers = [f"language_model.model.layers.{layer}.block_sparse_moe" for layer in (1, 2, 3)]
         assert fp32 == {f"{layer}.{name}" for layer in layers for name in ("gate.weight", "e_score_correction_bias")}
     rounded = oracle.prompt_logprobs(oracle.load(directory, torch.bfloat16), PROMPT)

@@ -7,7 +7,7 @@ import random
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,13 @@ def chat(text: str, **more: Any) -> dict[str, Any]:
     return sampling({"messages": [{"role": "user", "content": text}], "max_tokens": 24} | more)
 
 
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
 def test_completion_is_the_oracles(server: Server, truth: Any):
     for length in (1, 130, 1500):
         prompt = random_prompt(length, seed=11)
@@ -78,17 +85,16 @@ def test_a_client_that_hangs_up(server: Server):
     """An aborted stream frees its blocks, and what is served meanwhile and afterwards is untouched."""
     prompt = random_prompt(700, seed=12)
     before = complete(server, prompt, 24)
+    said = server.metric("vllm:generation_tokens_total")
     stream = server.stream("/v1/chat/completions", chat("Tell me all.", max_tokens=3000))
     for _ in range(5):
         next(stream)
-    assert server.metric("vllm:num_requests_running") == 1
+    wait_until(lambda: server.metric("vllm:num_requests_running") == 1)
     assert_same(complete(server, prompt, 24), before)
     stream.close()
-    deadline = time.monotonic() + 30
-    while server.metric("vllm:num_requests_running") and time.monotonic() < deadline:
-        time.sleep(0.2)
-    assert server.metric("vllm:num_requests_running") == 0
+    wait_until(lambda: server.metric("vllm:num_requests_running") == 0)
     assert server.metric("vllm:kv_cache_usage_perc") == 0
+    assert server.metric("vllm:generation_tokens_total") - said < 3000
     assert_same(complete(server, prompt, 24), before)
 
 
