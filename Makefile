@@ -25,7 +25,12 @@ serve: $(VENV)/.serve-ready $(if $(filter tiny-m3,$(MODEL)),tiny-m3/config.json)
 	@$(BIN)/python tools/serve.py $(if $(CHECK),--once) --port $(PORT) $(MODEL) -- $(SERVE_ARGS)
 
 test: lint ## install, check the style and run all tests (ARGS="-k name" passes on to pytest)
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
+ifdef ARGS
+	$(BIN)/python -m pytest $(ARGS)
+else
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder -m "not alone"
+	$(BIN)/python -m pytest -m alone
+endif
 
 lint: $(VENV)/.test-ready ## check the style
 	$(BIN)/python -m ruff check .
