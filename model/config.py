@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from msa_backend.config import MSAConfig, MSAConfigError, per_layer, require
+from msa_backend.config import MSAConfig, MSAConfigError, layer_flags, require
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,13 @@ class M3Config:
             rope_theta=config.get("rope_theta") or rope.get("rope_theta") or 5_000_000.0,
             rotary_dim=_rotary_dim(config, rope, msa.head_dim),
             max_position_embeddings=require(config, "max_position_embeddings"),
-            moe_layers=_moe_layers(config, len(msa.sparse_layers)),
+            moe_layers=layer_flags(
+                "are mixtures of experts",
+                len(msa.sparse_layers),
+                ("moe_layer_freq", config.get("moe_layer_freq")),
+                ("mlp_layer_types", config.get("mlp_layer_types")),
+                {"dense": False, "sparse": True},
+            ),
             num_experts=require(config, "num_local_experts"),
             num_experts_per_tok=require(config, "num_experts_per_tok"),
             moe_intermediate_size=moe_width,
@@ -120,24 +126,6 @@ def _rotary_dim(config: Mapping[str, Any], rope: Mapping[str, Any], head_dim: in
             f"but partial_rotary_factor makes it {found['partial_rotary_factor']}"
         )
     return next(iter(found.values()))
-
-
-def _moe_layers(config: Mapping[str, Any], num_layers: int) -> tuple[bool, ...]:
-    found: dict[str, tuple[bool, ...]] = {}
-    if config.get("moe_layer_freq") is not None:
-        found["moe_layer_freq"] = tuple(bool(flag) for flag in config["moe_layer_freq"])
-    if config.get("mlp_layer_types") is not None:
-        names = {"dense": False, "sparse": True}
-        for name in config["mlp_layer_types"]:
-            if name not in names:
-                raise MSAConfigError(f"mlp_layer_types contains {name!r}, but allowed are 'dense' and 'sparse'")
-        found["mlp_layer_types"] = tuple(names[name] for name in config["mlp_layer_types"])
-    if not found:
-        raise MSAConfigError(
-            "the model config does not say which layers are mixtures of experts: add moe_layer_freq (original form) "
-            "or mlp_layer_types (transformers form)"
-        )
-    return per_layer(found, num_layers)
 
 
 def _shared_width(config: Mapping[str, Any], moe_width: int) -> int:

@@ -6,7 +6,7 @@ Read from either form in which MiniMax-M3 configs exist: the original one, a nes
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -121,7 +121,13 @@ class MSAConfig:
             num_kv_heads=_whole_number("num_key_value_heads", require(config, "num_key_value_heads")),
             head_dim=_whole_number("head_dim", require(config, "head_dim")),
             init_blocks=init_blocks,
-            sparse_layers=_sparse_layers(config, nested, num_layers),
+            sparse_layers=layer_flags(
+                "are sparse",
+                num_layers,
+                ("sparse_attention_freq", nested.get("sparse_attention_freq")),
+                ("layer_types", config.get("layer_types")),
+                {"full_attention": False, "minimax_m3_sparse": True},
+            ),
             **values,
         )
         result._check(nested)
@@ -174,30 +180,44 @@ class MSAConfig:
                 )
 
 
-def _sparse_layers(config: Mapping[str, Any], nested: Mapping[str, Any], num_layers: int) -> tuple[bool, ...]:
+def layer_flags(
+    what: str,
+    num_layers: int,
+    freq: tuple[str, Sequence[int] | None],
+    types: tuple[str, Sequence[str] | None],
+    names: Mapping[str, bool],
+) -> tuple[bool, ...]:
+    """For every layer, whether it is of one of two kinds, from the list of either form or from both.
+
+    Args:
+        what: what is asked of a layer, for the message when no list says it.
+        num_layers: how long a list must be.
+        freq: key and value of the original form's list, of 0 and 1.
+        types: key and value of the transformers form's list, of names.
+        names: which names the latter may hold, and what each means.
+
+    Raises:
+        MSAConfigError: there is no list, one is of another length, names something else, or both disagree.
+    """
     found: dict[str, tuple[bool, ...]] = {}
-    if "sparse_attention_freq" in nested:
-        found["sparse_attention_freq"] = tuple(bool(flag) for flag in nested["sparse_attention_freq"])
-    if config.get("layer_types") is not None:
-        names = {"full_attention": False, "minimax_m3_sparse": True}
-        for name in config["layer_types"]:
-            if name not in names:
-                raise MSAConfigError(f"layer_types contains {name!r}, but allowed are {' and '.join(map(repr, names))}")
-        found["layer_types"] = tuple(names[name] for name in config["layer_types"])
+    freq_key, flags = freq
+    if flags is not None:
+        found[freq_key] = tuple(bool(flag) for flag in flags)
+    types_key, kinds = types
+    if kinds is not None:
+        for kind in kinds:
+            if kind not in names:
+                raise MSAConfigError(f"{types_key} contains {kind!r}, but allowed are {' and '.join(map(repr, names))}")
+        found[types_key] = tuple(names[kind] for kind in kinds)
     if not found:
         raise MSAConfigError(
-            "the sparse section does not say which layers are sparse: add sparse_attention_freq (original form) "
-            "or layer_types (transformers form)"
+            f"the model config does not say which layers {what}: add {freq_key} (original form) "
+            f"or {types_key} (transformers form)"
         )
-    return per_layer(found, num_layers)
-
-
-def per_layer(found: Mapping[str, tuple[bool, ...]], num_layers: int) -> tuple[bool, ...]:
-    """One flag a layer, from one or several keys of the config that must agree."""
-    for key, flags in found.items():
-        if len(flags) != num_layers:
+    for key, per_layer in found.items():
+        if len(per_layer) != num_layers:
             raise MSAConfigError(
-                f"{key} has {len(flags)} entries, but num_hidden_layers is {num_layers}; "
+                f"{key} has {len(per_layer)} entries, but num_hidden_layers is {num_layers}; "
                 "there must be one entry a layer"
             )
     if len(set(found.values())) > 1:

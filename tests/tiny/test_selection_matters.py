@@ -27,7 +27,9 @@ def least_move(request: pytest.FixtureRequest, model: Any) -> Callable[[], float
     before = oracle.logprobs(model, ids, positions)
 
     def measure() -> float:
-        return float((oracle.logprobs(model, ids, positions) - before).abs().amax(-1).min())
+        moved = float((oracle.logprobs(model, ids, positions) - before).abs().amax(-1).min())
+        print(f"moved by {moved:.2f} at least")
+        return moved
 
     return measure
 
