@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 
+from msa_backend.config import MSAError
+from msa_backend.versions import supported_range
+
 BACKEND_NAME = "MSA"
 """What ``--attention-backend`` is given, in the case vLLM registers names in; users may write either."""
 
@@ -20,9 +23,24 @@ def is_disabled() -> bool:
 
 
 def register_vllm() -> None:
-    """Entry point ``vllm.general_plugins: msa``."""
+    """Entry point ``vllm.general_plugins: msa``.
+
+    Raises:
+        MSAError: this vLLM lacks something that is registered with, or that a patch needs.
+    """
     if is_disabled():
         return
-    from msa_backend.vllm.registration import register
-
+    try:
+        from msa_backend.vllm.registration import register
+    except ImportError as error:
+        raise _unfit_vllm(error) from error
     register(M3_ARCHITECTURES)
+
+
+def _unfit_vllm(error: ImportError) -> MSAError:
+    import vllm
+
+    return MSAError(
+        f"vLLM is {vllm.__version__}, which lacks what msa-backend builds on ({error}); install one of "
+        f"{supported_range('vllm')}, or set MSA_DISABLE=1 to start without msa-backend"
+    )

@@ -84,6 +84,19 @@ def test_versions_outside_the_tested_range_are_warned_of(version: str, warns: bo
     assert warn_outside_tested_versions(version) is warns
 
 
+def test_a_vllm_without_the_registry_is_named(monkeypatch: pytest.MonkeyPatch):
+    """As one far outside the range would be: importing a module that is gone raises ImportError."""
+    import vllm
+
+    from msa_backend.config import MSAError
+    from msa_backend.plugin import register_vllm
+
+    monkeypatch.setitem(sys.modules, "msa_backend.vllm.registration", None)
+    monkeypatch.setattr(vllm, "__version__", "0.19.0")
+    with pytest.raises(MSAError, match=r"vLLM is 0\.19\.0, which lacks .* install one of >=0\.32,<0\.34"):
+        register_vllm()
+
+
 def test_a_patch_that_no_longer_fits_says_so(monkeypatch: pytest.MonkeyPatch):
     from vllm.config import VllmConfig
 
