@@ -26,19 +26,35 @@ SEEDS |= {640: 1, 800: 2, 1023: 4, 1300: 1, 2048: 7, 2049: 3, 3333: 5, 6000: 22}
 LENGTHS = list(SEEDS)
 PROMPTS = [oracle.random_prompt(length, seed) for length, seed in SEEDS.items()]
 NEW_TOKENS = 16
+# Long enough that blocks the answer itself has filled are chosen from, or left out, like those of the prompt.
+LONG_ANSWERS = [oracle.random_prompt(length, seed=1) for length in (300, 640, 1300)]
+LONG = 400
 
 
 @pytest.fixture(scope="module")
-def whole(tiny: Path) -> list[Answer]:
+def plain(tiny: Path) -> dict[str, list[Answer]]:
     """Answers to prompts that are each computed in one step."""
     with engine(tiny, max_num_batched_tokens=8192) as llm:
-        return ask(llm, PROMPTS, NEW_TOKENS, prompt_logprobs=True)
+        return {
+            "whole": ask(llm, PROMPTS, NEW_TOKENS, prompt_logprobs=True),
+            "long": ask(llm, LONG_ANSWERS, LONG),
+        }
+
+
+@pytest.fixture(scope="module")
+def whole(plain: dict[str, list[Answer]]) -> list[Answer]:
+    return plain["whole"]
 
 
 @pytest.mark.parametrize("at", range(len(PROMPTS)), ids=[f"{length} tokens" for length in SEEDS])
 def test_whole(whole: list[Answer], truth: Any, at: int):
     assert len(whole[at].prompt_logprobs) == LENGTHS[at] - 1
     assert_true(whole[at], PROMPTS[at], truth)
+
+
+@pytest.mark.parametrize("at", range(len(LONG_ANSWERS)))
+def test_long_answers(plain: dict[str, list[Answer]], truth: Any, at: int):
+    assert_true(plain["long"][at], LONG_ANSWERS[at], truth)
 
 
 def test_answers_do_not_repeat(whole: list[Answer]):
