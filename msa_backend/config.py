@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-BLOCK_SIZE = 128
+from msa_backend.kernels.batch import BLOCK_SIZE
+
 HEAD_DIM = 128
 MAX_TOPK = 32
 

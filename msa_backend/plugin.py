@@ -5,16 +5,8 @@ from __future__ import annotations
 import os
 
 from msa_backend.config import MSAError
+from msa_backend.names import M3_ARCHITECTURES
 from msa_backend.versions import supported_range
-
-BACKEND_NAME = "MSA"
-"""What ``--attention-backend`` is given, in the case vLLM registers names in; users may write either."""
-
-M3_ARCHITECTURES = {
-    "MiniMaxM3SparseForCausalLM": "text only, original form",
-    "MiniMaxM3VLForCausalLM": "text only, transformers form",
-    "MiniMaxM3SparseForConditionalGeneration": "with a vision tower, both forms",
-}
 
 
 def is_disabled() -> bool:

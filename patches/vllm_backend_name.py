@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from msa_backend.plugin import BACKEND_NAME
+from msa_backend.names import BACKEND_NAME
 
 from . import PatchError
 

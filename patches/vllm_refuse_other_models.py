@@ -47,7 +47,7 @@ def apply(backend_name: str, architectures: frozenset[str]) -> None:
         original(self)
 
     checked._msa_original = original  # type: ignore[attr-defined]
-    VllmConfig.try_verify_and_update_config = checked  # type: ignore[method-assign]
+    VllmConfig.try_verify_and_update_config = checked
 
 
 def status() -> str:

@@ -29,8 +29,8 @@ class M3DecoderLayer(nn.Module):
         attention = M3SparseAttention if config.msa.sparse_layers[index] else M3DenseAttention
         self.self_attn = attention(config, vllm_config, f"{prefix}.self_attn")
         # Under two names, as in the checkpoint: weights then load by name alone.
-        self.mlp = self.block_sparse_moe = None
-        if config.moe_layers[index]:
+        self.is_moe = config.moe_layers[index]
+        if self.is_moe:
             self.block_sparse_moe = M3MoE(config, vllm_config, f"{prefix}.block_sparse_moe")
         else:
             self.mlp = M3MLP(config, config.dense_intermediate_size, vllm_config, f"{prefix}.mlp")
@@ -47,7 +47,7 @@ class M3DecoderLayer(nn.Module):
             hidden_states, residual = self.input_layernorm(hidden_states, residual)
         hidden_states = self.self_attn(positions, hidden_states)
         hidden_states, residual = self.post_attention_layernorm(hidden_states, residual)
-        feed_forward = self.mlp if self.block_sparse_moe is None else self.block_sparse_moe
+        feed_forward = self.block_sparse_moe if self.is_moe else self.mlp
         return feed_forward(hidden_states), residual
 
 

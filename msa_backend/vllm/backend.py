@@ -7,8 +7,9 @@ from typing import ClassVar
 import torch
 from vllm.v1.attention.backend import AttentionBackend, AttentionImplBase
 
-from msa_backend.config import BLOCK_SIZE, HEAD_DIM
-from msa_backend.plugin import BACKEND_NAME
+from msa_backend.config import HEAD_DIM
+from msa_backend.kernels.batch import BLOCK_SIZE
+from msa_backend.names import BACKEND_NAME
 
 from .metadata import MSAMetadataBuilder
 

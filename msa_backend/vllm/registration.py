@@ -10,8 +10,8 @@ from vllm.model_executor.models import ModelRegistry
 from vllm.model_executor.models.config import MODELS_CONFIG_MAP, VerifyAndUpdateConfig
 from vllm.v1.attention.backends.registry import AttentionBackendEnum, register_backend
 
+from msa_backend.names import BACKEND_NAME
 from msa_backend.patches import vllm_backend_name, vllm_refuse_other_models
-from msa_backend.plugin import BACKEND_NAME
 from msa_backend.versions import is_supported, supported_range
 
 logger = init_logger("vllm.msa_backend")

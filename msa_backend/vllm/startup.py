@@ -9,10 +9,11 @@ import torch
 from vllm.logger import init_logger
 
 from msa_backend import __version__
-from msa_backend.config import BLOCK_SIZE, MSAError
+from msa_backend.config import MSAError
+from msa_backend.kernels.batch import BLOCK_SIZE
 from msa_backend.model.checkpoint import check_checkpoint
 from msa_backend.model.config import M3Config
-from msa_backend.plugin import BACKEND_NAME
+from msa_backend.names import BACKEND_NAME
 
 from . import model_config as m3
 

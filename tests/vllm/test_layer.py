@@ -44,8 +44,9 @@ def rows(new: list[int], before: list[int], block_table: torch.Tensor) -> Batch:
 # vLLM keeps one logical view whatever the memory order: page, head, token is its default on a CPU, page, token, head
 # on Hopper.
 @pytest.mark.parametrize("memory_order", [(0, 1, 2, 3), (0, 2, 1, 3)], ids=["head-major", "token-major"])
-def test_a_mixed_padded_step(engine: SimpleNamespace, memory_order: tuple[int, ...]):
-    """Two drafts to verify and a chunk, then padding, over a cache whose unused parts are NaN."""
+def test_a_mixed_padded_step(engine: SimpleNamespace, memory_order: tuple[int, ...], monkeypatch: pytest.MonkeyPatch):
+    """Two drafts to verify and a chunk, then padding, over a cache whose unused parts are NaN, into NaN."""
+    monkeypatch.setattr(layer_module.torch, "empty_like", lambda x: torch.full_like(x, torch.nan))
     torch.manual_seed(0)
     layer = make_layer()
     shape = (PAGES, KV_HEADS, BLOCK_SIZE, 2 * DIM)

@@ -68,7 +68,7 @@ def test_loading_the_plugin_imports_no_model():
 import sys
 from vllm.plugins import load_general_plugins
 load_general_plugins()
-print([name for name in sys.modules if name.startswith(("msa_backend.model", "msa_backend.kernels"))])
+print([name for name in sys.modules if name.startswith(("msa_backend.model", "msa_backend.kernels.api"))])
 """
     assert run(code).strip() == "[]"
 

@@ -1,0 +1,10 @@
+"""The names by which engines and users know what this package registers."""
+
+BACKEND_NAME = "MSA"
+"""What ``--attention-backend`` is given, in the case vLLM keeps names in; users may write either."""
+
+M3_ARCHITECTURES = {
+    "MiniMaxM3SparseForCausalLM": "text only, original form",
+    "MiniMaxM3VLForCausalLM": "text only, transformers form",
+    "MiniMaxM3SparseForConditionalGeneration": "with a vision tower, both forms",
+}
