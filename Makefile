@@ -24,7 +24,7 @@ help: ## list the targets
 serve: $(VENV)/.serve-ready $(if $(filter tiny-m3,$(MODEL)),tiny-m3/config.json) ## install, serve a tiny MiniMax-M3 on the CPU and ask it something (PORT=8000; CHECK=1: stop after the answer)
 	@$(BIN)/python tools/serve.py $(if $(CHECK),--once) --port $(PORT) $(MODEL) -- $(SERVE_ARGS)
 
-test: lint ## install, check the style and run all tests (ARGS="-k name" passes on to pytest)
+test: lint typecheck ## install, check style and types and run all tests (ARGS="-k name" passes on to pytest)
 ifdef ARGS
 	$(BIN)/python -m pytest $(ARGS)
 else
