@@ -5,9 +5,8 @@ MODEL ?= tiny-m3
 PORT  ?= 8000
 # Test processes at a time; each may run an engine, which takes about 3 GB.
 JOBS  ?= 2
-# The flags of `vllm serve` that the tiny checkpoint wants. --enforce-eager saves a minute of
-# compilation that a model of this size never earns back.
-SERVE_ARGS ?= --attention-backend msa --language-model-only --enforce-eager --max-model-len 2048
+# The flags of `vllm serve`.
+SERVE_ARGS ?= --attention-backend msa --language-model-only --max-model-len 2048
 
 BIN := $(VENV)/bin
 # A Python started here would otherwise import ./kernels where SGLang and transformers mean the

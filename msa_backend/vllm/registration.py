@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import vllm
+from transformers import AutoConfig
 from vllm.logger import init_logger
 from vllm.model_executor.models import ModelRegistry
 from vllm.model_executor.models.config import MODELS_CONFIG_MAP, VerifyAndUpdateConfig
+from vllm.transformers_utils.configs.minimax_m3 import MiniMaxM3TextConfig
 from vllm.v1.attention.backends.registry import AttentionBackendEnum, register_backend
 
 from msa_backend.names import BACKEND_NAME
@@ -28,6 +30,8 @@ def register(architectures: Iterable[str]) -> None:
     warn_outside_tested_versions(vllm.__version__)
     register_backend(BACKEND_NAME, BACKEND_CLASS)
     vllm_backend_name.apply(BACKEND_NAME)
+    # vLLM has a class for the text half's config, but looks only for the whole model's type.
+    AutoConfig.register(MiniMaxM3TextConfig.model_type, MiniMaxM3TextConfig, exist_ok=True)
     for architecture in architectures:
         ModelRegistry.register_model(architecture, MODEL_CLASS)
         MODELS_CONFIG_MAP[architecture] = _checked_at_startup(

@@ -73,6 +73,14 @@ def test_chunked(native: Path, whole: list[Answer]):
         assert gaps.abs().sum() == 0 or gaps.abs().max() <= oracle.LOGPROB_TOLERANCE
 
 
+def test_text_only(text_only: Path, whole: list[Answer]):
+    short = slice(0, 17)
+    with engine(text_only) as llm:
+        found = ask(llm, PROMPTS[short], NEW_TOKENS)
+    for answer, expected in zip(found, whole[short], strict=True):
+        assert_same(answer, expected)
+
+
 def test_two_ranks(default: Path, whole: list[Answer], monkeypatch: pytest.MonkeyPatch):
     """One KV head, one index head and half the experts' width on each of two ranks."""
     # Left to itself vLLM wants a memory node a rank, which small machines do not have.

@@ -66,6 +66,16 @@ def test_served_with_and_without_the_flag(tiny: Path, selected: str | None):
     assert model_class.__module__ == "msa_backend.model.vllm.causal_lm"
 
 
+def test_text_only_checkpoint_of_transformers(tiny: Path, tmp_path: Path):
+    """``MiniMaxM3VLForCausalLM``, saved from the text half of ``tiny``, whose names and config are its own."""
+    from transformers import MiniMaxM3VLForCausalLM
+
+    from .. import oracle
+
+    MiniMaxM3VLForCausalLM(oracle.load(tiny).config.text_config).save_pretrained(tmp_path)
+    assert start(tmp_path, skip_tokenizer_init=True).model_config.architectures == ["MiniMaxM3VLForCausalLM"]
+
+
 def test_another_backend_is_left_to_the_dense_layers(tiny: Path):
     assert start(tiny, attention_backend="CPU_ATTN").attention_config.backend.name == "CPU_ATTN"
 
