@@ -84,12 +84,13 @@ class MSAConfig:
         if not nested and not flat:
             raise MSAConfigError(
                 "the model config has no sparse section: MSA needs sparse_attention_config (original form) or "
-                "layer_types with index_topk_blocks (transformers form); serve this model without the msa backend"
+                "layer_types with index_topk_blocks (transformers form); set MSA_DISABLE=1 to serve it without "
+                "msa-backend"
             )
         if nested and not nested.get("use_sparse_attention", True):
             raise MSAConfigError(
                 "sparse_attention_config.use_sparse_attention is false, so the model has no MSA layers; "
-                "serve it without the msa backend"
+                "set MSA_DISABLE=1 to serve it without msa-backend"
             )
 
         values: dict[str, int] = {}
@@ -165,7 +166,8 @@ class MSAConfig:
             )
         if not any(self.sparse_layers):
             raise MSAConfigError(
-                "every layer of the model config is dense, so it has no MSA layers; serve it without the msa backend"
+                "every layer of the model config is dense, so it has no MSA layers; set MSA_DISABLE=1 to serve it "
+                "without msa-backend"
             )
         disabled = nested.get("sparse_disable_index_value")
         if disabled is not None:
