@@ -7,7 +7,6 @@ download is one sentence at start-up instead of a stack trace from a worker proc
 from __future__ import annotations
 
 import json
-import math
 import struct
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,8 +15,8 @@ from typing import Any
 from .config import M3Config
 from .weights import (
     CheckpointError,
-    Part,
     canonical_parts,
+    check_expert_count,
     expected_shapes,
     is_quantization_scale,
     missing_weights,
@@ -42,11 +41,13 @@ def check_checkpoint(folder: Path, config: M3Config) -> None:
     unknown: list[str] = []
     for shard in _shards(folder):
         for name, shape in _read_header(shard).items():
-            for part in canonical_parts(name, config):
+            parts = canonical_parts(name, config)
+            check_expert_count(name, parts, shape, config)
+            for part in parts:
                 if part.name not in expected:
                     if not is_quantization_scale(part.name, expected):
                         unknown.append(name)
-                elif (actual := _part_shape(part, shape)) != expected[part.name]:
+                elif (actual := part.shape(shape)) != expected[part.name]:
                     raise CheckpointError(
                         f"{name} in {shard.name} has the shape {list(shape)}, which makes {part.name} {list(actual)}, "
                         f"but config.json makes it {list(expected[part.name])}; they belong to different models"
@@ -93,12 +94,3 @@ def _read_header(shard: Path) -> dict[str, tuple[int, ...]]:
             f"{shard.name} is truncated: it has {size:,} bytes, but its header announces {end:,}; download it again"
         )
     return {name: tuple(entry["shape"]) for name, entry in tensors.items()}
-
-
-def _part_shape(part: Part, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape of ``part.cut(tensor)`` for a tensor of ``shape``."""
-    if part.expert is not None:
-        if part.expert >= shape[0]:
-            return (0, *shape[1:])
-        shape = shape[1:]
-    return shape if part.half is None else (math.ceil(shape[0] / 2), *shape[1:])

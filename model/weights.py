@@ -8,6 +8,7 @@ Free of every engine.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, NamedTuple
@@ -50,6 +51,12 @@ class Part(NamedTuple):
             tensor = tensor[self.expert]
         return tensor if self.half is None else tensor.chunk(2, dim=0)[self.half]
 
+    def shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape of ``cut(tensor)`` for a tensor of ``shape``."""
+        if self.expert is not None:
+            shape = shape[1:]
+        return shape if self.half is None else (math.ceil(shape[0] / 2), *shape[1:])
+
 
 def canonical_parts(name: str, config: M3Config) -> list[Part]:
     """The canonical weights inside the checkpoint tensor ``name``; none for vision and draft weights."""
@@ -90,7 +97,9 @@ def canonical_weights(weights: Iterable[tuple[str, Tensor]], config: M3Config) -
     expected = expected_shapes(config)
     missing = set(expected)
     for name, tensor in weights:
-        for part in canonical_parts(name, config):
+        parts = canonical_parts(name, config)
+        check_expert_count(name, parts, tuple(tensor.shape), config)
+        for part in parts:
             if part.name in missing:
                 missing.remove(part.name)
             elif part.name in expected:
@@ -100,6 +109,15 @@ def canonical_weights(weights: Iterable[tuple[str, Tensor]], config: M3Config) -
             yield part.name, part.cut(tensor)
     if missing:
         raise missing_weights(missing)
+
+
+def check_expert_count(name: str, parts: list[Part], shape: tuple[int, ...], config: M3Config) -> None:
+    """Refuse a tensor fused of more or fewer experts than the config has; cut apart, the rest would be lost."""
+    if any(part.expert is not None for part in parts) and shape[0] != config.num_experts:
+        raise CheckpointError(
+            f"{name} holds {shape[0]} experts, but num_local_experts in config.json is {config.num_experts}; "
+            "they belong to different models"
+        )
 
 
 def unknown_weights(names: Iterable[str]) -> CheckpointError:

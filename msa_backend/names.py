@@ -3,8 +3,8 @@
 BACKEND_NAME = "MSA"
 """What ``--attention-backend`` is given, in the case vLLM keeps names in; users may write either."""
 
-M3_ARCHITECTURES = {
-    "MiniMaxM3SparseForCausalLM": "text only, original form",
-    "MiniMaxM3VLForCausalLM": "text only, transformers form",
-    "MiniMaxM3SparseForConditionalGeneration": "with a vision tower, both forms",
-}
+M3_ARCHITECTURES = (
+    "MiniMaxM3SparseForCausalLM",  # text only, original form
+    "MiniMaxM3VLForCausalLM",  # text only, transformers form
+    "MiniMaxM3SparseForConditionalGeneration",  # with a vision tower, both forms
+)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,8 +46,6 @@ def saved_by_transformers(
         config: the same model's config in the flat form, so that no original key leaks into the result.
         native: whether to ask for ``transformers``' own names, or for what it writes by default.
     """
-    import json
-
     model_type = model_class()
     from safetensors.torch import load_file
 

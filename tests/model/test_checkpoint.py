@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from msa_backend.model.checkpoint import check_checkpoint
 from msa_backend.model.config import M3Config
-from msa_backend.model.weights import CheckpointError
+from msa_backend.model.weights import CheckpointError, canonical_weights
 
 from . import configs
 from .test_weights import native_form, original_form
@@ -41,6 +41,19 @@ def test_whole_checkpoints_pass(folder: Path):
 def test_fused_tensors_pass(tmp_path: Path):
     save_file(native_form(), tmp_path / "model.safetensors")
     check_checkpoint(tmp_path, CONFIG)
+
+
+@pytest.mark.parametrize("num_experts", [2, 4])
+def test_a_fused_tensor_of_other_experts_is_named(tmp_path: Path, num_experts: int):
+    """Cut by the config alone, a fourth expert would be dropped without a word."""
+    save_file(native_form(), tmp_path / "model.safetensors")
+    config = M3Config.from_text_config(configs.original() | {"num_local_experts": num_experts})
+    with pytest.raises(
+        CheckpointError, match=rf"holds 3 experts, .*num_local_experts in config\.json is {num_experts}"
+    ):
+        check_checkpoint(tmp_path, config)
+    with pytest.raises(CheckpointError, match="holds 3 experts"):
+        dict(canonical_weights(native_form().items(), config))
 
 
 @pytest.mark.parametrize("keep", [0, 4, 20, -100])
