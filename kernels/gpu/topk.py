@@ -15,6 +15,8 @@ from torch import Tensor
 
 from ..batch import BLOCK_SIZE, Batch
 
+PDL = False
+NUM_WARPS = 1
 SINGLE_ROUND_BLOCKS = 512
 """Up to so many blocks are compared directly, without groups."""
 MANY_BLOCKS = 4096
@@ -80,7 +82,9 @@ def select_topk(
         NUM_STEPS=num_steps,
         GROUPS=groups,
         GROUP_RUN=GROUP_RUN,
-        num_warps=1,
+        PDL=PDL,
+        launch_pdl=PDL,
+        num_warps=NUM_WARPS,
     )
     return block_ids
 
@@ -107,7 +111,11 @@ def _select_topk(
     NUM_STEPS: tl.constexpr,
     GROUPS: tl.constexpr,
     GROUP_RUN: tl.constexpr,
+    PDL: tl.constexpr,
 ):
+    if PDL:
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
     token = tl.program_id(0)
     head = tl.program_id(1)
     row = row_of_token(cu_seqlens_q, num_seqs, token)

@@ -20,6 +20,7 @@ MAX_STACKED = 128
 """Rows of a tile: query tokens times the heads of a group. Longer rows of tokens are cut."""
 MAX_SPLITS = 32
 """Programs among which the blocks of a tile are shared out at most, and partial results that are merged."""
+PDL = False
 PROGRAMS = 2
 """Programs to start for each multiprocessor."""
 
@@ -118,6 +119,8 @@ def sparse_attention(
         SHARE=share,
         DIM=dim,
         BLOCK=BLOCK_SIZE,
+        PDL=PDL,
+        launch_pdl=PDL,
         num_warps=config.num_warps,
         num_stages=config.num_stages,
     )
@@ -136,6 +139,8 @@ def sparse_attention(
             SPLITS=splits,
             SPLITS_PADDED=triton.next_power_of_2(splits),
             DIM=dim,
+            PDL=PDL,
+            launch_pdl=PDL,
             num_warps=2,
         )
     return out
@@ -184,7 +189,11 @@ def _attend_rows(
     SHARE: tl.constexpr,
     DIM: tl.constexpr,
     BLOCK: tl.constexpr,
+    PDL: tl.constexpr,
 ):
+    if PDL:
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
     split = tl.program_id(0)
     kv_head = tl.program_id(1) % NUM_KV_HEADS
     tile = tl.program_id(1) // NUM_KV_HEADS
@@ -335,7 +344,11 @@ def _merge(
     SPLITS: tl.constexpr,
     SPLITS_PADDED: tl.constexpr,
     DIM: tl.constexpr,
+    PDL: tl.constexpr,
 ):
+    if PDL:
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
     token = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1)
     split = tl.arange(0, SPLITS_PADDED)

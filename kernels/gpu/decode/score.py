@@ -10,8 +10,8 @@ import triton.language as tl
 from torch import Tensor
 
 from ...batch import BLOCK_SIZE, Batch
-from .. import arch
-from ..fp8 import loadable, widen
+from .. import arch, fp8
+from ..fp8 import as_pairs, even_channels, loadable, odd_channels, widen
 
 
 class Config(NamedTuple):
@@ -30,6 +30,7 @@ CONFIGS = {
     (True, 2): Config(4, 4, 3),
     (True, 4): Config(2, 4, 2),
 }
+PDL = False
 COLUMNS = 8
 """The rows of scores are a multiple of so many blocks long."""
 
@@ -53,11 +54,11 @@ def score_blocks(index_q: Tensor, index_k_pages: Tensor, batch: Batch, *, topk: 
         return scores
     device = index_q.device
     config = CONFIGS[arch.capability(device) >= (9, 0), index_k_pages.element_size()]
-    splits = triton.cdiv(config.programs * arch.num_sms(device), batch.num_seqs)
-    splits = min(splits, max_blocks)
+    splits = max(1, min(config.programs * arch.num_sms(device) // batch.num_seqs, max_blocks))
     heads = triton.next_power_of_2(num_heads)
     tokens = triton.next_power_of_2(batch.max_query_len)
-    index_k_pages = loadable(index_k_pages)
+    pairs = as_pairs(index_k_pages)
+    index_k_pages = loadable(index_k_pages) if pairs is None else pairs
     _score_rows[(splits, batch.num_seqs)](
         index_q,
         index_k_pages,
@@ -80,6 +81,10 @@ def score_blocks(index_q: Tensor, index_k_pages: Tensor, batch: Batch, *, topk: 
         STACKED=max(16, tokens * heads),
         DIM=dim,
         BLOCK=BLOCK_SIZE,
+        PAIRS=pairs is not None,
+        PACKED=fp8.PACKED,
+        PDL=PDL,
+        launch_pdl=PDL,
         num_warps=config.num_warps,
         num_stages=config.num_stages,
     )
@@ -109,7 +114,13 @@ def _score_rows(
     STACKED: tl.constexpr,
     DIM: tl.constexpr,
     BLOCK: tl.constexpr,
+    PAIRS: tl.constexpr,
+    PACKED: tl.constexpr,
+    PDL: tl.constexpr,
 ):
+    if PDL:
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
     split = tl.program_id(0)
     row = tl.program_id(1)
     start = tl.load(cu_seqlens_q + row)
@@ -127,13 +138,14 @@ def _score_rows(
     head = stacked % HEADS
     live = (offset < query_len) & (head < NUM_HEADS)
     token = (start + offset).to(tl.int64)
-    channel = tl.arange(0, DIM)
-    q = tl.load(
-        index_q + (token * q_token_stride + head * q_head_stride)[None, :] + channel[:, None],
-        mask=live[None, :],
-        other=0.0,
-    )
-    if q.dtype != index_k_pages.dtype.element_ty and index_k_pages.dtype.element_ty.primitive_bitwidth > 8:
+    # Of pairs, even and odd channels are multiplied apart.
+    STEP: tl.constexpr = 2 if PAIRS else 1
+    channel = tl.arange(0, DIM // STEP)
+    q_place = index_q + (token * q_token_stride + head * q_head_stride)[None, :] + channel[:, None] * STEP
+    q = tl.load(q_place, mask=live[None, :], other=0.0)
+    if PAIRS:
+        q_odd = tl.load(q_place + 1, mask=live[None, :], other=0.0)
+    elif q.dtype != index_k_pages.dtype.element_ty and index_k_pages.dtype.element_ty.primitive_bitwidth > 8:
         q = q.to(tl.float32)
     sees = tl.minimum(context_len + offset + 1, seq_len)
     key = tl.arange(0, BLOCK)
@@ -143,6 +155,10 @@ def _score_rows(
     for block in range(first_block, end_block):
         page = tl.load(table + block).to(tl.int64)
         k = tl.load(index_k_pages + page * k_page_stride + k_offsets)
-        dots = tl.dot(widen(k, q.dtype), q, input_precision="ieee")
+        if PAIRS:
+            dots = tl.dot(even_channels(k, q.dtype, PACKED), q, input_precision="ieee")
+            dots = tl.dot(odd_channels(k, q.dtype, PACKED), q_odd, dots, input_precision="ieee")
+        else:
+            dots = tl.dot(widen(k, q.dtype), q, input_precision="ieee")
         dots = tl.where((block * BLOCK + key)[:, None] < sees[None, :], dots, float("-inf"))
         tl.store(out + block, tl.max(dots, axis=0), mask=live)
