@@ -1,4 +1,8 @@
-"""What the kernels ask of the device: its architecture and its size."""
+"""What the GPU at hand is: the only place that asks the driver, so that a test can stand in for any GPU.
+
+Call these as ``arch.capability(device)``, not by an imported name, or the stand-in is not seen. Without CUDA (under
+Triton's interpreter) they answer for an H200, whose choices are the ones to exercise.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +13,16 @@ import torch
 
 @cache
 def capability(device: torch.device) -> tuple[int, int]:
-    """Compute capability as (major, minor). Without a GPU, under Triton's interpreter, that of Hopper."""
-    return torch.cuda.get_device_capability(device) if device.type == "cuda" else (9, 0)
+    """``(9, 0)`` for SM90."""
+    if device.type != "cuda":
+        return 9, 0
+    major, minor = torch.cuda.get_device_capability(device)
+    return major, minor
 
 
 @cache
-def num_multiprocessors(device: torch.device) -> int:
-    """Streaming multiprocessors of the device; without a GPU a small number, so that work is still split."""
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 4
+def num_sms(device: torch.device) -> int:
+    """Streaming multiprocessors, for grids that should fill the chip once."""
+    if device.type != "cuda":
+        return 132
+    return torch.cuda.get_device_properties(device).multi_processor_count

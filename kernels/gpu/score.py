@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..batch import BLOCK_SIZE, Batch
-from .arch import num_multiprocessors
+from . import arch
 
 COLUMNS = 8
 """Blocks whose scores are stored together: one 32-byte sector a row."""
@@ -49,7 +49,7 @@ def score_blocks(
     tile_tokens = max(1, CONFIG["rows"] // heads)
     tiles = triton.cdiv(batch.max_query_len, tile_tokens)
     # A few waves of programs keep the chip full to the end; the split decides nothing else.
-    wanted = 8 * num_multiprocessors(index_q.device)
+    wanted = 8 * arch.num_sms(index_q.device)
     splits = min(triton.cdiv(padded, COLUMNS), max(1, wanted // (tiles * batch.num_seqs)))
     split_blocks = triton.cdiv(triton.cdiv(padded, splits), COLUMNS) * COLUMNS
     grid = (tiles, triton.cdiv(padded, split_blocks), batch.num_seqs)
