@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..batch import BLOCK_SIZE, Batch
 from . import tma
+from .fp8 import loadable, widen
 from .invert import _ELSEWHERE, _TOKEN_BITS, _TOKEN_MASK, invert
 
 TILE_ROWS = 64
@@ -51,6 +52,7 @@ def attend_far(
     topk = block_ids.shape[2]
     tile_tokens = max(1, TILE_ROWS // padded_group)
     item_tokens = max(ITEM_TOKENS, tile_tokens)
+    k_pages, v_pages = loadable(k_pages), loadable(v_pages)
     inverse = invert(
         block_ids,
         batch,
@@ -173,8 +175,8 @@ def _attend_kernel(
         used = (tl.load(entries + start + of_item, mask=of_item < count, other=0) >> _TOKEN_BITS) + 1
         valid = slot < tl.max(tl.where(of_item < count, used, 0))
     if LOAD_TMA:
-        k = k_pages.load([page, head, 0, 0]).reshape(BLOCK, DIM).to(q.dtype.element_ty)
-        v = v_pages.load([page, head, 0, 0]).reshape(BLOCK, DIM).to(q.dtype.element_ty)
+        k = widen(k_pages.load([page, head, 0, 0]).reshape(BLOCK, DIM), q.dtype.element_ty)
+        v = widen(v_pages.load([page, head, 0, 0]).reshape(BLOCK, DIM), q.dtype.element_ty)
     else:
         head = head.to(tl.int64)
         page = page.to(tl.int64)
@@ -183,11 +185,11 @@ def _attend_kernel(
         v_block = v_pages + page * v_page_stride + head * v_head_stride
         v_block += slot[:, None] * v_token_stride + channel[None, :]
         if PARTLY:
-            k = tl.load(k_block, mask=valid[:, None], other=0.0).to(q.dtype.element_ty)
-            v = tl.load(v_block, mask=valid[:, None], other=0.0).to(q.dtype.element_ty)
+            k = widen(tl.load(k_block, mask=valid[:, None], other=0), q.dtype.element_ty)
+            v = widen(tl.load(v_block, mask=valid[:, None], other=0), q.dtype.element_ty)
         else:
-            k = tl.load(k_block).to(q.dtype.element_ty)
-            v = tl.load(v_block).to(q.dtype.element_ty)
+            k = widen(tl.load(k_block), q.dtype.element_ty)
+            v = widen(tl.load(v_block), q.dtype.element_ty)
     for i in range(0, count, TOKENS):
         # The next tile of queries is on its way while this one is worked on, and the next one's tokens before it.
         next_token = (next_packed & _TOKEN_MASK).to(tl.int64)

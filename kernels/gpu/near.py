@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..batch import BLOCK_SIZE, Batch
 from . import arch, tma
+from .fp8 import loadable, widen
 
 NEAR_BLOCKS = 28
 """Visible blocks up to which this kernel attends; at most 32, the bits of a word."""
@@ -48,6 +49,7 @@ def attend_near(
     group = num_heads // num_kv_heads
     padded_group = triton.next_power_of_2(group)
     tile_tokens = max(1, TILE_ROWS // padded_group)
+    k_pages, v_pages = loadable(k_pages), loadable(v_pages)
     keys, values = (tma.descriptor(x, [1, 1, BLOCK_SIZE, dim]) for x in (k_pages, v_pages))
     use_tma = keys is not None and values is not None
     hopper = arch.capability(q.device)[0] >= 9
@@ -190,12 +192,12 @@ def _near_kernel(
     for block in range(seen_by_all):
         page = tl.load(table + block)
         if TMA:
-            k = k_tiles.load([page, head, 0, 0]).reshape(BLOCK, DIM)
-            v = v_tiles.load([page, head, 0, 0]).reshape(BLOCK, DIM)
+            k = widen(k_tiles.load([page, head, 0, 0]).reshape(BLOCK, DIM), q.dtype.element_ty)
+            v = widen(v_tiles.load([page, head, 0, 0]).reshape(BLOCK, DIM), q.dtype.element_ty)
         else:
-            k = tl.load(k_head + page.to(tl.int64) * k_page_stride)
-            v = tl.load(v_head + page.to(tl.int64) * v_page_stride)
-        dots = tl.dot(tile_q, tl.trans(k.to(q.dtype.element_ty)), input_precision="ieee")
+            k = widen(tl.load(k_head + page.to(tl.int64) * k_page_stride), q.dtype.element_ty)
+            v = widen(tl.load(v_head + page.to(tl.int64) * v_page_stride), q.dtype.element_ty)
+        dots = tl.dot(tile_q, tl.trans(k), input_precision="ieee")
         # Rows that did not select the block: exp2(-inf) is 0, and only a vector is masked.
         selected = (chosen >> block) & 1 == 1
         new_largest = tl.where(selected, tl.maximum(largest, tl.max(dots, axis=1) * scale), largest)
@@ -203,16 +205,16 @@ def _near_kernel(
         kept = tl.exp2(largest - new_largest)
         total = total * kept + tl.sum(weights, axis=1)
         result = result * kept[:, None]
-        result = tl.dot(weights.to(q.dtype.element_ty), v.to(q.dtype.element_ty), result, input_precision="ieee")
+        result = tl.dot(weights.to(q.dtype.element_ty), v, result, input_precision="ieee")
         largest = new_largest
     last_position = tl.minimum(first_position + TOKENS, near_end) - 1
     for block in range(seen_by_all, last_position // BLOCK + 1):
         page = tl.load(table + block).to(tl.int64)
         # Past the last query's position may lie garbage; 0 * NaN would reach the sum.
         valid = (block * BLOCK + key <= last_position)[:, None]
-        k = tl.load(k_head + page * k_page_stride, mask=valid, other=0.0)
-        v = tl.load(v_head + page * v_page_stride, mask=valid, other=0.0)
-        dots = tl.dot(tile_q, tl.trans(k.to(q.dtype.element_ty)), input_precision="ieee") * scale
+        k = widen(tl.load(k_head + page * k_page_stride, mask=valid, other=0), q.dtype.element_ty)
+        v = widen(tl.load(v_head + page * v_page_stride, mask=valid, other=0), q.dtype.element_ty)
+        dots = tl.dot(tile_q, tl.trans(k), input_precision="ieee") * scale
         visible = (block * BLOCK + key[None, :] <= position[:, None]) & ((chosen >> block) & 1 == 1)[:, None]
         dots = tl.where(visible, dots, float("-inf"))
         new_largest = tl.maximum(largest, tl.max(dots, axis=1))
@@ -220,7 +222,7 @@ def _near_kernel(
         kept = tl.exp2(largest - new_largest)
         total = total * kept + tl.sum(weights, axis=1)
         result = result * kept[:, None]
-        result = tl.dot(weights.to(q.dtype.element_ty), v.to(q.dtype.element_ty), result, input_precision="ieee")
+        result = tl.dot(weights.to(q.dtype.element_ty), v, result, input_precision="ieee")
         largest = new_largest
     result = result * (v_scale / tl.where(total > 0, total, 1.0))[:, None]
     tl.store(out_rows + token[:, None] * out_token_stride, result.to(out.dtype.element_ty), mask=live[:, None])

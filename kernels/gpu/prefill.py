@@ -8,7 +8,6 @@ from torch import Tensor
 
 from ..batch import BLOCK_SIZE, Batch
 from .far import attend_far
-from .fp8 import supported_index_keys
 from .near import attend_near, near_blocks
 from .score import score_blocks
 from .slices import token_slices

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..batch import BLOCK_SIZE, Batch
 from . import arch, tma
+from .fp8 import loadable, widen
 
 COLUMNS = 8
 """Blocks whose scores are stored together: one 32-byte sector a row."""
@@ -32,7 +33,7 @@ def score_blocks(
 
     Args:
         index_q: ``[num_tokens, num_index_heads, index_dim]``.
-        index_k_pages: ``[num_pages, 128, index_dim]``, fp8 only if ``index_q`` is.
+        index_k_pages: ``[num_pages, 128, index_dim]``, any float dtype; the products are taken in that of ``index_q``.
         topk, local_blocks: what need not be scored: tokens that see no more than ``topk`` blocks, and
             their own block if it is forced in.
 
@@ -50,6 +51,7 @@ def score_blocks(
     wanted = 2 * WAVES * arch.num_sms(index_q.device)
     splits = max(1, min(num_blocks // COLUMNS, wanted // max(1, tiles * batch.num_seqs)))
     split_blocks = triton.cdiv(num_blocks // COLUMNS, splits) * COLUMNS
+    index_k_pages = loadable(index_k_pages)
     keys = tma.descriptor(index_k_pages, [1, BLOCK_SIZE, dim])
     _score_kernel[(tiles, triton.cdiv(num_blocks, split_blocks), batch.num_seqs)](
         index_q,
@@ -147,11 +149,11 @@ def _score_kernel(
     for block in range(split_start, split_end):
         page = tl.load(table + block)
         if TMA:
-            k = tl.trans(index_k_pages.load([page, 0, 0]).reshape(BLOCK, DIM))
+            k = tl.trans(widen(index_k_pages.load([page, 0, 0]).reshape(BLOCK, DIM), index_q.dtype.element_ty))
         else:
-            k = tl.load(
-                index_k_pages + page.to(tl.int64) * k_page_stride + key[None, :] * k_token_stride + channel[:, None]
-            )
+            k_block = index_k_pages + page.to(tl.int64) * k_page_stride
+            k = tl.load(k_block + key[None, :] * k_token_stride + channel[:, None])
+            k = widen(k, index_q.dtype.element_ty)
         dots = tl.dot(q, k, input_precision="ieee")
         if SCORE_OWN:
             hidden = block * BLOCK + key[None, :] > (context_len + offset)[:, None]
