@@ -1,0 +1,45 @@
+"""Numbers on their way into the cache, which may be fp8 on GPUs that have no fp8 of their own."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+MANTISSA_BITS = {torch.float8_e4m3fn: 3, torch.float8_e5m2: 2}
+
+
+def storable(x: Tensor) -> tuple[Tensor, int]:
+    """What a kernel stores into for ``x``, and the ``MANTISSA`` it passes to :func:`to_cache`: bytes and 3 or 2 for
+    fp8, ``x`` itself and 0 for wider dtypes."""
+    mantissa = MANTISSA_BITS.get(x.dtype, 0)
+    return (x.view(torch.uint8) if mantissa else x), mantissa
+
+
+@triton.jit
+def to_cache(x, scale, MANTISSA: tl.constexpr):
+    """Values for wide pages as they are; for fp8, divided by the scale, saturated, rounded to nearest even, as bytes.
+
+    By integer arithmetic, because SM80 converts nothing to e4m3. NaN stays NaN.
+    """
+    if MANTISSA == 0:
+        return x
+    BIAS: tl.constexpr = 7 if MANTISSA == 3 else 15
+    LIMIT: tl.constexpr = 448.0 if MANTISSA == 3 else 57344.0
+    x = tl.div_rn(x.to(tl.float32), scale)
+    bits = x.to(tl.int32, bitcast=True)
+    magnitude = tl.minimum(tl.abs(x), LIMIT)
+    wide = magnitude.to(tl.int32, bitcast=True)
+
+    drop: tl.constexpr = 23 - MANTISSA
+    half: tl.constexpr = (1 << (drop - 1)) - 1
+    normal = ((wide + half + ((wide >> drop) & 1)) >> drop) - ((127 - BIAS) << MANTISSA)
+    # Added to a power of two whose last place is fp8's smallest step, the number is rounded to that step.
+    step_exponent: tl.constexpr = 127 + 1 - BIAS - MANTISSA + 23
+    step_bits: tl.constexpr = step_exponent << 23
+    step = tl.full((), step_bits, tl.int32).to(tl.float32, bitcast=True)
+    subnormal = (magnitude + step).to(tl.int32, bitcast=True) - step_bits
+    code = tl.where(wide < (127 + 1 - BIAS) << 23, subnormal, normal)
+    code = tl.where(x != x, 0x7F, code)
+    return (code | ((bits >> 24) & 0x80)).to(tl.uint8)
