@@ -19,6 +19,7 @@ from hypothesis import settings
 from torch import Tensor
 
 from msa_backend.kernels import api, cpu, gpu
+from msa_backend.kernels.dispatch import Choice
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 ON_CUDA = torch.cuda.is_available() and not INTERPRETED
@@ -32,7 +33,7 @@ class Implementation:
     device: str
 
     def _call(self, operation: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        with mock.patch.object(api, "implementation", lambda device: self.module):
+        with mock.patch.object(api, "choose", lambda device: Choice(self.module, "a test's")):
             return operation(*args, **kwargs)
 
     def write_cache(self, *args: Any, **kwargs: Any) -> None:
