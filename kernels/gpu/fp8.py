@@ -25,21 +25,22 @@ def to_cache(x, scale, MANTISSA: tl.constexpr):
     """
     if MANTISSA == 0:
         return x
-    BIAS: tl.constexpr = 7 if MANTISSA == 3 else 15
-    LIMIT: tl.constexpr = 448.0 if MANTISSA == 3 else 57344.0
-    x = tl.div_rn(x.to(tl.float32), scale)
-    bits = x.to(tl.int32, bitcast=True)
-    magnitude = tl.minimum(tl.abs(x), LIMIT)
-    wide = magnitude.to(tl.int32, bitcast=True)
+    else:  # noqa: RET505 - Triton compiles what follows a return too, and that result has another type
+        BIAS: tl.constexpr = 7 if MANTISSA == 3 else 15
+        LIMIT: tl.constexpr = 448.0 if MANTISSA == 3 else 57344.0
+        x = tl.div_rn(x.to(tl.float32), scale)
+        bits = x.to(tl.int32, bitcast=True)
+        magnitude = tl.minimum(tl.abs(x), LIMIT)
+        wide = magnitude.to(tl.int32, bitcast=True)
 
-    drop: tl.constexpr = 23 - MANTISSA
-    half: tl.constexpr = (1 << (drop - 1)) - 1
-    normal = ((wide + half + ((wide >> drop) & 1)) >> drop) - ((127 - BIAS) << MANTISSA)
-    # Added to a power of two whose last place is fp8's smallest step, the number is rounded to that step.
-    step_exponent: tl.constexpr = 127 + 1 - BIAS - MANTISSA + 23
-    step_bits: tl.constexpr = step_exponent << 23
-    step = tl.full((), step_bits, tl.int32).to(tl.float32, bitcast=True)
-    subnormal = (magnitude + step).to(tl.int32, bitcast=True) - step_bits
-    code = tl.where(wide < (127 + 1 - BIAS) << 23, subnormal, normal)
-    code = tl.where(x != x, 0x7F, code)
-    return (code | ((bits >> 24) & 0x80)).to(tl.uint8)
+        drop: tl.constexpr = 23 - MANTISSA
+        half: tl.constexpr = (1 << (drop - 1)) - 1
+        normal = ((wide + half + ((wide >> drop) & 1)) >> drop) - ((127 - BIAS) << MANTISSA)
+        # Added to a power of two whose last place is fp8's smallest step, the number is rounded to that step.
+        step_exponent: tl.constexpr = 127 + 1 - BIAS - MANTISSA + 23
+        step_bits: tl.constexpr = step_exponent << 23
+        step = tl.full((), step_bits, tl.int32).to(tl.float32, bitcast=True)
+        subnormal = (magnitude + step).to(tl.int32, bitcast=True) - step_bits
+        code = tl.where(wide < (127 + 1 - BIAS) << 23, subnormal, normal)
+        code = tl.where(x != x, 0x7F, code)
+        return (code | ((bits >> 24) & 0x80)).to(tl.uint8)
