@@ -15,7 +15,9 @@ from torch import Tensor
 from ..batch import BLOCK_SIZE, Batch
 from .invert import _TOKEN_BITS, _TOKEN_MASK, invert
 
-CONFIG = {"rows": 128, "num_warps": 8, "num_stages": 2, "item_tokens": 64}
+CONFIG = {"rows": 64, "num_warps": 4, "num_stages": 1, "item_tokens": 64, "maxnreg": None, "prefetch": True, "tma": True}
+COMBINE_TOGETHER = 2
+"""Partial outputs of a token that are loaded at a time."""
 
 
 def sparse_attention(
@@ -36,38 +38,53 @@ def sparse_attention(
     group = num_heads // num_kv_heads
     padded_group = triton.next_power_of_2(group)
     topk = block_ids.shape[2]
-    inverse = invert(block_ids, batch, num_pages=num_pages, item_tokens=CONFIG["item_tokens"])
+    tile_tokens = max(1, CONFIG["rows"] // padded_group)
+    inverse = invert(
+        block_ids, batch, num_pages=num_pages, item_tokens=CONFIG["item_tokens"], tile_tokens=tile_tokens
+    )
     partial = q.new_empty(inverse.entries.shape[0], group, dim)
     lse = torch.empty(inverse.entries.shape[0], group, dtype=torch.float32, device=q.device)
-    _attend_kernel[(inverse.items.shape[0],)](
-        q,
-        k_pages,
-        v_pages,
-        partial,
-        lse,
-        inverse.entries,
-        inverse.items,
-        inverse.cursors,
-        q.stride(0),
-        q.stride(1),
-        k_pages.stride(0),
-        k_pages.stride(1),
-        k_pages.stride(2),
-        v_pages.stride(0),
-        v_pages.stride(1),
-        v_pages.stride(2),
-        num_pages,
-        num_kv_heads,
-        scale * k_scale * math.log2(math.e),
-        v_scale,
-        GROUP=group,
-        PADDED_GROUP=padded_group,
-        DIM=dim,
-        BLOCK=BLOCK_SIZE,
-        TOKENS=max(1, CONFIG["rows"] // padded_group),
-        num_warps=CONFIG["num_warps"],
-        num_stages=CONFIG["num_stages"],
-    )
+    for partly in (False, True):
+        use_tma = CONFIG["tma"] and not partly
+        if use_tma:
+            from triton.tools.tensor_descriptor import TensorDescriptor
+            k_desc, v_desc = (
+                TensorDescriptor(x, list(x.shape), list(x.stride()), [1, 1, BLOCK_SIZE, dim]) for x in (k_pages, v_pages)
+            )
+        else:
+            k_desc, v_desc = k_pages, v_pages
+        _attend_kernel[(inverse.items.shape[1],)](
+            q,
+            k_desc,
+            v_desc,
+            partial,
+            lse,
+            inverse.entries,
+            inverse.items[int(partly)],
+            inverse.num_items[int(partly) :],
+            q.stride(0),
+            q.stride(1),
+            k_pages.stride(0),
+            k_pages.stride(1),
+            k_pages.stride(2),
+            v_pages.stride(0),
+            v_pages.stride(1),
+            v_pages.stride(2),
+            num_pages,
+            scale * k_scale * math.log2(math.e),
+            v_scale,
+            GROUP=group,
+            PADDED_GROUP=padded_group,
+            DIM=dim,
+            BLOCK=BLOCK_SIZE,
+            TOKENS=tile_tokens,
+            PARTLY=partly,
+            TMA=use_tma,
+            PREFETCH=CONFIG["prefetch"],
+            num_warps=CONFIG["num_warps"],
+            num_stages=1 if partly else CONFIG["num_stages"],
+            maxnreg=None if partly else CONFIG["maxnreg"],
+        )
     _combine_kernel[(num_tokens, num_kv_heads)](
         partial,
         lse,
@@ -80,7 +97,8 @@ def sparse_attention(
         PADDED_GROUP=padded_group,
         DIM=dim,
         TOPK=topk,
-        SLOTS=triton.next_power_of_2(topk),
+        SLOTS=triton.next_power_of_2(max(topk, COMBINE_TOGETHER)),
+        TOGETHER=COMBINE_TOGETHER,
         num_warps=4,
     )
 
@@ -94,7 +112,7 @@ def _attend_kernel(
     lse,
     entries,
     items,
-    cursors,
+    num_items,
     q_token_stride,
     q_head_stride,
     k_page_stride,
@@ -104,7 +122,6 @@ def _attend_kernel(
     v_head_stride,
     v_token_stride,
     num_pages,
-    num_kv_heads,
     scale,
     v_scale,
     GROUP: tl.constexpr,
@@ -112,17 +129,18 @@ def _attend_kernel(
     DIM: tl.constexpr,
     BLOCK: tl.constexpr,
     TOKENS: tl.constexpr,
+    PARTLY: tl.constexpr,
+    TMA: tl.constexpr,
+    PREFETCH: tl.constexpr,
 ):
     item = tl.program_id(0)
-    if item >= tl.load(cursors + 1):
+    if item >= tl.load(num_items):
         return
     key = tl.load(items + item * 3)
     start = tl.load(items + item * 3 + 1)
     count = tl.load(items + item * 3 + 2)
-    partly = key >= num_kv_heads * num_pages
-    key = key % (num_kv_heads * num_pages)
-    head = (key // num_pages).to(tl.int64)
-    page = (key % num_pages).to(tl.int64)
+    head = key // num_pages
+    page = key % num_pages
 
     stacked = tl.arange(0, TOKENS * PADDED_GROUP)
     in_tile = stacked // PADDED_GROUP
@@ -130,48 +148,66 @@ def _attend_kernel(
     channel = tl.arange(0, DIM)
     slot = tl.arange(0, BLOCK)
     q_heads = q + (head * GROUP + in_group[:, None]) * q_head_stride + channel[None, :]
-    k_block = k_pages + page * k_page_stride + head * k_head_stride + slot[:, None] * k_token_stride + channel[None, :]
-    v_block = v_pages + page * v_page_stride + head * v_head_stride + slot[:, None] * v_token_stride + channel[None, :]
-    if partly:
+    if TMA:
+        k = k_pages.load([page, head, 0, 0]).reshape(BLOCK, DIM).to(q.dtype.element_ty)
+        v = v_pages.load([page, head, 0, 0]).reshape(BLOCK, DIM).to(q.dtype.element_ty)
+    else:
+        head = head.to(tl.int64)
+        page = page.to(tl.int64)
+        k_block = k_pages + page * k_page_stride + head * k_head_stride + slot[:, None] * k_token_stride + channel[None, :]
+        v_block = v_pages + page * v_page_stride + head * v_head_stride + slot[:, None] * v_token_stride + channel[None, :]
+        if not PARTLY:
+            k = tl.load(k_block).to(q.dtype.element_ty)
+            v = tl.load(v_block).to(q.dtype.element_ty)
+    if PARTLY or not PREFETCH:
         for i in range(0, count, TOKENS):
             live = (i + in_tile < count) & (in_group < GROUP)
             entry = start + i + in_tile
             packed = tl.load(entries + entry, mask=live, other=0)
-            visible = (packed >> _TOKEN_BITS) + 1
             token = (packed & _TOKEN_MASK).to(tl.int64)
-            # Beyond what any query of the tile sees lies garbage; 0 * NaN would reach the sum.
-            used = slot[:, None] < tl.max(tl.where(live, visible, 0))
-            k = tl.load(k_block, mask=used, other=0.0).to(q.dtype.element_ty)
-            v = tl.load(v_block, mask=used, other=0.0).to(q.dtype.element_ty)
             tile = tl.load(q_heads + token[:, None] * q_token_stride, mask=live[:, None], other=0.0)
+            if PARTLY:
+                # Beyond what any query of the tile sees lies garbage; 0 * NaN would reach the sum.
+                visible = (packed >> _TOKEN_BITS) + 1
+                used = slot[:, None] < tl.max(tl.where(live, visible, 0))
+                k = tl.load(k_block, mask=used, other=0.0).to(q.dtype.element_ty)
+                v = tl.load(v_block, mask=used, other=0.0).to(q.dtype.element_ty)
             logits = tl.dot(tile, tl.trans(k), input_precision="ieee") * scale
-            logits = tl.where(slot[None, :] < visible[:, None], logits, float("-inf"))
-            _finish(logits, v, partial, lse, entry, in_group, channel, live, v_scale, GROUP, DIM)
+            if PARTLY:
+                logits = tl.where(slot[None, :] < visible[:, None], logits, float("-inf"))
+            _finish(logits, v, partial, lse, entry, in_group, channel, v_scale, GROUP, DIM)
     else:
-        k = tl.load(k_block).to(q.dtype.element_ty)
-        v = tl.load(v_block).to(q.dtype.element_ty)
+        entry = start + in_tile
+        token = (tl.load(entries + entry, mask=in_tile < count, other=0) & _TOKEN_MASK).to(tl.int64)
+        tile = tl.load(q_heads + token[:, None] * q_token_stride, mask=(in_group < GROUP)[:, None], other=0.0)
+        next_token = tl.load(entries + entry + TOKENS, mask=in_tile + TOKENS < count, other=0) & _TOKEN_MASK
         for i in range(0, count, TOKENS):
-            live = (i + in_tile < count) & (in_group < GROUP)
-            entry = start + i + in_tile
-            token = (tl.load(entries + entry, mask=live, other=0) & _TOKEN_MASK).to(tl.int64)
-            tile = tl.load(q_heads + token[:, None] * q_token_stride, mask=live[:, None], other=0.0)
+            # The next tile of queries is on its way while this one is worked on, and the next one's tokens before it.
+            next_tile = tl.load(
+                q_heads + next_token.to(tl.int64)[:, None] * q_token_stride, mask=(in_group < GROUP)[:, None], other=0.0
+            )
+            next_token = (
+                tl.load(entries + entry + 2 * TOKENS, mask=i + 2 * TOKENS + in_tile < count, other=0) & _TOKEN_MASK
+            )
             logits = tl.dot(tile, tl.trans(k), input_precision="ieee") * scale
-            _finish(logits, v, partial, lse, entry, in_group, channel, live, v_scale, GROUP, DIM)
+            _finish(logits, v, partial, lse, entry, in_group, channel, v_scale, GROUP, DIM)
+            tile = next_tile
+            entry += TOKENS
 
 
 @triton.jit
-def _finish(
-    logits, v, partial, lse, entry, in_group, channel, live, v_scale, GROUP: tl.constexpr, DIM: tl.constexpr
-):
+def _finish(logits, v, partial, lse, entry, in_group, channel, v_scale, GROUP: tl.constexpr, DIM: tl.constexpr):
     """Softmax over one block, its product with V, and both stored."""
     largest = tl.max(logits, axis=1)
     weights = tl.exp2(logits - largest[:, None])
     total = tl.sum(weights, axis=1)
     result = tl.dot(weights.to(v.dtype), v, input_precision="ieee") * (v_scale / total)[:, None]
     at = entry.to(tl.int64) * GROUP + in_group
-    tl.store(lse + at, largest + tl.log2(total), mask=live)
+    tl.store(lse + at, largest + tl.log2(total), mask=in_group < GROUP)
     tl.store(
-        partial + at[:, None] * DIM + channel[None, :], result.to(partial.dtype.element_ty), mask=live[:, None]
+        partial + at[:, None] * DIM + channel[None, :],
+        result.to(partial.dtype.element_ty),
+        mask=(in_group < GROUP)[:, None],
     )
 
 
@@ -189,6 +225,7 @@ def _combine_kernel(
     DIM: tl.constexpr,
     TOPK: tl.constexpr,
     SLOTS: tl.constexpr,
+    TOGETHER: tl.constexpr,
 ):
     token = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1)
@@ -197,21 +234,19 @@ def _combine_kernel(
     slot = tl.arange(0, SLOTS)
     places = place + (head * num_tokens + token) * TOPK
     entry = tl.load(places + slot, mask=slot < TOPK, other=-1).to(tl.int64)
-    of_group = (in_group < GROUP)[None, :]
-    logsumexp = tl.load(
-        lse + entry[:, None] * GROUP + in_group[None, :], mask=(entry >= 0)[:, None] & of_group, other=float("-inf")
-    )
+    there = (entry >= 0)[:, None] & (in_group < GROUP)[None, :]
+    logsumexp = tl.load(lse + entry[:, None] * GROUP + in_group[None, :], mask=there, other=float("-inf"))
     largest = tl.maximum(tl.max(logsumexp, axis=0), -1e30)  # -inf for no block at all: the output is then 0
     total = tl.sum(tl.exp2(logsumexp - largest[None, :]), axis=0)
     result = tl.zeros([PADDED_GROUP, DIM], dtype=tl.float32)
-    for i in tl.static_range(TOPK):
-        one = tl.load(places + i).to(tl.int64)
-        there = in_group < tl.where(one >= 0, GROUP, 0)
-        weight = tl.exp2(tl.load(lse + one * GROUP + in_group, mask=there, other=float("-inf")) - largest)
-        value = tl.load(
-            partial + (one * GROUP + in_group)[:, None] * DIM + channel[None, :], mask=there[:, None], other=0.0
-        )
-        result += weight[:, None] * value.to(tl.float32)
+    for i in tl.static_range(0, SLOTS, TOGETHER):
+        slot = i + tl.arange(0, TOGETHER)
+        entry = tl.load(places + slot, mask=slot < TOPK, other=-1).to(tl.int64)
+        there = (entry >= 0)[:, None] & (in_group < GROUP)[None, :]
+        at = entry[:, None] * GROUP + in_group[None, :]
+        weight = tl.exp2(tl.load(lse + at, mask=there, other=float("-inf")) - largest[None, :])
+        value = tl.load(partial + at[:, :, None] * DIM + channel[None, None, :], mask=there[:, :, None], other=0.0)
+        result += tl.sum(weight[:, :, None] * value.to(tl.float32), axis=0)
     result = result / tl.where(total > 0, total, 1.0)[:, None]
     at = out + token * out_token_stride + (head * GROUP + in_group)[:, None] * out_head_stride + channel[None, :]
     tl.store(at, result.to(out.dtype.element_ty), mask=(in_group < GROUP)[:, None])
