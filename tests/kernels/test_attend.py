@@ -13,7 +13,7 @@ from torch import Tensor
 from msa_backend.kernels import cpu, reference
 from msa_backend.kernels.cpu import attend
 
-from .batches import HALF, LAYOUTS, Case, Row, cases, make_case, selections
+from .batches import HALF, LAYOUTS, TOPK, Case, Row, cases, make_case, selections
 from .compare import assert_attention
 from .implementations import CPU, GPU, Implementation, every_implementation, examples
 
@@ -61,9 +61,9 @@ def test_any_batch(ops: Implementation, case: Case, selection: dict[str, int]):
 
 
 @every_implementation
-@pytest.mark.parametrize("length", [1, 127, 128, 129, 2047, 2048, 2049])
+@pytest.mark.parametrize("length", [1, 127, 128, 129, TOPK * 128 - 1, TOPK * 128, TOPK * 128 + 1])
 def test_lengths_about_topk(ops: Implementation, length: int):
-    check(ops, make_case([Row.of(length)], num_kv_heads=1, dtype=HALF), {"topk": 16})
+    check(ops, make_case([Row.of(length)], num_kv_heads=1, dtype=HALF), {"topk": TOPK})
 
 
 def test_model_shape():
@@ -143,11 +143,11 @@ def test_unseen_tokens_of_a_shared_page(ops: Implementation):
 
 
 @every_implementation
-@pytest.mark.parametrize("query_len", [1, 2048])
+@pytest.mark.parametrize("query_len", [1, TOPK * 128])
 def test_dense_while_all_blocks_fit(ops: Implementation, query_len: int):
     """At or below topk * 128 tokens nothing is left out."""
-    case = make_case([Row.of(query_len, 2048 - query_len)], num_kv_heads=1)
-    block_ids = select(case, topk=16)
+    case = make_case([Row.of(query_len, TOPK * 128 - query_len)], num_kv_heads=1)
+    block_ids = select(case, topk=TOPK)
     dense = reference.dense_attention(case.q, case.k_pages, case.v_pages, case.batch, scale=case.scale)
     assert_attention(attention(ops, case, block_ids), dense, case)
 

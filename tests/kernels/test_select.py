@@ -12,7 +12,7 @@ from torch import Tensor
 from msa_backend.kernels import api
 from msa_backend.kernels.cpu import select
 
-from .batches import HALF, Case, Row, cases, make_case, selections
+from .batches import HALF, TOPK, Case, Row, cases, make_case, selections
 from .compare import assert_selection
 from .implementations import Implementation, every_implementation, examples
 
@@ -34,12 +34,12 @@ def test_any_batch(ops: Implementation, case: Case, selection: dict[str, int]):
 
 
 @every_implementation
-@pytest.mark.parametrize("length", [1, 127, 128, 129, 2047, 2048, 2049, 2177])
+@pytest.mark.parametrize("length", [1, 127, 128, *(TOPK * 128 + n for n in (-1, 0, 1, 129))])
 @pytest.mark.parametrize("query_len", [1, 5, 17, None])
 def test_lengths_about_topk(ops: Implementation, length: int, query_len: int | None):
-    """At the released model's top-k, where selecting begins: 16 blocks are 2048 tokens."""
+    """At the released model's top-k, where selecting begins."""
     query_len = min(query_len or length, length)
-    check(ops, make_case([Row.of(query_len, length - query_len)], dtype=HALF), topk=16)
+    check(ops, make_case([Row.of(query_len, length - query_len)], dtype=HALF), topk=TOPK)
 
 
 @pytest.mark.parametrize("query_len", [3, 40])
