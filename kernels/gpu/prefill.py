@@ -15,7 +15,7 @@ from torch import Tensor
 from ..batch import BLOCK_SIZE, Batch
 from .invert import _TOKEN_BITS, _TOKEN_MASK, invert
 
-CONFIG = {"rows": 64, "num_warps": 4, "num_stages": 1, "item_tokens": 64, "maxnreg": None, "prefetch": True, "tma": True}
+CONFIG = {"rows": 64, "num_warps": 4, "num_stages": 1, "item_tokens": 64, "maxnreg": None, "tma_store": True, "tma": True}
 COMBINE_TOGETHER = 2
 """Partial outputs of a token that are loaded at a time."""
 
@@ -42,8 +42,13 @@ def sparse_attention(
     inverse = invert(
         block_ids, batch, num_pages=num_pages, item_tokens=CONFIG["item_tokens"], tile_tokens=tile_tokens
     )
-    partial = q.new_empty(inverse.entries.shape[0], group, dim)
-    lse = torch.empty(inverse.entries.shape[0], group, dtype=torch.float32, device=q.device)
+    partial = q.new_empty(inverse.entries.shape[0], padded_group, dim)
+    lse = torch.empty(inverse.entries.shape[0], padded_group, dtype=torch.float32, device=q.device)
+    partial_desc = partial
+    if CONFIG["tma_store"]:
+        from triton.tools.tensor_descriptor import TensorDescriptor
+        flat = partial.view(-1, dim)
+        partial_desc = TensorDescriptor(flat, list(flat.shape), list(flat.stride()), [tile_tokens * padded_group, dim])
     for partly in (False, True):
         use_tma = CONFIG["tma"] and not partly
         if use_tma:
@@ -57,7 +62,7 @@ def sparse_attention(
             q,
             k_desc,
             v_desc,
-            partial,
+            partial_desc,
             lse,
             inverse.entries,
             inverse.items[int(partly)],
@@ -78,9 +83,10 @@ def sparse_attention(
             DIM=dim,
             BLOCK=BLOCK_SIZE,
             TOKENS=tile_tokens,
+            ITEM_TOKENS=CONFIG["item_tokens"],
             PARTLY=partly,
             TMA=use_tma,
-            PREFETCH=CONFIG["prefetch"],
+            TMA_STORE=CONFIG["tma_store"],
             num_warps=CONFIG["num_warps"],
             num_stages=1 if partly else CONFIG["num_stages"],
             maxnreg=None if partly else CONFIG["maxnreg"],
@@ -129,9 +135,10 @@ def _attend_kernel(
     DIM: tl.constexpr,
     BLOCK: tl.constexpr,
     TOKENS: tl.constexpr,
+    ITEM_TOKENS: tl.constexpr,
     PARTLY: tl.constexpr,
     TMA: tl.constexpr,
-    PREFETCH: tl.constexpr,
+    TMA_STORE: tl.constexpr,
 ):
     item = tl.program_id(0)
     if item >= tl.load(num_items):
@@ -148,6 +155,11 @@ def _attend_kernel(
     channel = tl.arange(0, DIM)
     slot = tl.arange(0, BLOCK)
     q_heads = q + (head * GROUP + in_group[:, None]) * q_head_stride + channel[None, :]
+    if PARTLY:
+        # Beyond what any query of the item sees lies garbage; 0 * NaN would reach the sum.
+        of_item = tl.arange(0, ITEM_TOKENS)
+        used = (tl.load(entries + start + of_item, mask=of_item < count, other=0) >> _TOKEN_BITS) + 1
+        valid = slot < tl.max(tl.where(of_item < count, used, 0))
     if TMA:
         k = k_pages.load([page, head, 0, 0]).reshape(BLOCK, DIM).to(q.dtype.element_ty)
         v = v_pages.load([page, head, 0, 0]).reshape(BLOCK, DIM).to(q.dtype.element_ty)
@@ -156,59 +168,40 @@ def _attend_kernel(
         page = page.to(tl.int64)
         k_block = k_pages + page * k_page_stride + head * k_head_stride + slot[:, None] * k_token_stride + channel[None, :]
         v_block = v_pages + page * v_page_stride + head * v_head_stride + slot[:, None] * v_token_stride + channel[None, :]
-        if not PARTLY:
+        if PARTLY:
+            k = tl.load(k_block, mask=valid[:, None], other=0.0).to(q.dtype.element_ty)
+            v = tl.load(v_block, mask=valid[:, None], other=0.0).to(q.dtype.element_ty)
+        else:
             k = tl.load(k_block).to(q.dtype.element_ty)
             v = tl.load(v_block).to(q.dtype.element_ty)
-    if PARTLY or not PREFETCH:
-        for i in range(0, count, TOKENS):
-            live = (i + in_tile < count) & (in_group < GROUP)
-            entry = start + i + in_tile
-            packed = tl.load(entries + entry, mask=live, other=0)
-            token = (packed & _TOKEN_MASK).to(tl.int64)
-            tile = tl.load(q_heads + token[:, None] * q_token_stride, mask=live[:, None], other=0.0)
-            if PARTLY:
-                # Beyond what any query of the tile sees lies garbage; 0 * NaN would reach the sum.
-                visible = (packed >> _TOKEN_BITS) + 1
-                used = slot[:, None] < tl.max(tl.where(live, visible, 0))
-                k = tl.load(k_block, mask=used, other=0.0).to(q.dtype.element_ty)
-                v = tl.load(v_block, mask=used, other=0.0).to(q.dtype.element_ty)
-            logits = tl.dot(tile, tl.trans(k), input_precision="ieee") * scale
-            if PARTLY:
-                logits = tl.where(slot[None, :] < visible[:, None], logits, float("-inf"))
-            _finish(logits, v, partial, lse, entry, in_group, channel, v_scale, GROUP, DIM)
-    else:
-        entry = start + in_tile
-        token = (tl.load(entries + entry, mask=in_tile < count, other=0) & _TOKEN_MASK).to(tl.int64)
-        tile = tl.load(q_heads + token[:, None] * q_token_stride, mask=(in_group < GROUP)[:, None], other=0.0)
-        next_token = tl.load(entries + entry + TOKENS, mask=in_tile + TOKENS < count, other=0) & _TOKEN_MASK
-        for i in range(0, count, TOKENS):
-            # The next tile of queries is on its way while this one is worked on, and the next one's tokens before it.
-            next_tile = tl.load(
-                q_heads + next_token.to(tl.int64)[:, None] * q_token_stride, mask=(in_group < GROUP)[:, None], other=0.0
-            )
-            next_token = (
-                tl.load(entries + entry + 2 * TOKENS, mask=i + 2 * TOKENS + in_tile < count, other=0) & _TOKEN_MASK
-            )
-            logits = tl.dot(tile, tl.trans(k), input_precision="ieee") * scale
-            _finish(logits, v, partial, lse, entry, in_group, channel, v_scale, GROUP, DIM)
-            tile = next_tile
-            entry += TOKENS
-
-
-@triton.jit
-def _finish(logits, v, partial, lse, entry, in_group, channel, v_scale, GROUP: tl.constexpr, DIM: tl.constexpr):
-    """Softmax over one block, its product with V, and both stored."""
-    largest = tl.max(logits, axis=1)
-    weights = tl.exp2(logits - largest[:, None])
-    total = tl.sum(weights, axis=1)
-    result = tl.dot(weights.to(v.dtype), v, input_precision="ieee") * (v_scale / total)[:, None]
-    at = entry.to(tl.int64) * GROUP + in_group
-    tl.store(lse + at, largest + tl.log2(total), mask=in_group < GROUP)
-    tl.store(
-        partial + at[:, None] * DIM + channel[None, :],
-        result.to(partial.dtype.element_ty),
-        mask=(in_group < GROUP)[:, None],
-    )
+    entry = start + in_tile
+    real = (in_group < GROUP)[:, None]
+    packed = tl.load(entries + entry, mask=in_tile < count, other=0)
+    tile = tl.load(q_heads + (packed & _TOKEN_MASK).to(tl.int64)[:, None] * q_token_stride, mask=real, other=0.0)
+    next_packed = tl.load(entries + entry + TOKENS, mask=in_tile + TOKENS < count, other=0)
+    for i in range(0, count, TOKENS):
+        # The next tile of queries is on its way while this one is worked on, and the next one's tokens before it.
+        next_token = (next_packed & _TOKEN_MASK).to(tl.int64)
+        next_tile = tl.load(q_heads + next_token[:, None] * q_token_stride, mask=real, other=0.0)
+        after_next = tl.load(entries + entry + 2 * TOKENS, mask=i + 2 * TOKENS + in_tile < count, other=0)
+        dots = tl.dot(tile, tl.trans(k), input_precision="ieee")
+        if PARTLY:
+            dots = tl.where(slot[None, :] <= (packed >> _TOKEN_BITS)[:, None], dots, float("-inf"))
+        largest = tl.max(dots, axis=1) * scale
+        weights = tl.exp2(dots * scale - largest[:, None])
+        total = tl.sum(weights, axis=1)
+        result = tl.dot(weights.to(v.dtype), v, input_precision="ieee") * (v_scale / total)[:, None]
+        at = entry.to(tl.int64) * PADDED_GROUP + in_group
+        tl.store(lse + at, largest + tl.log2(total))
+        result = result.to(q.dtype.element_ty)
+        if TMA_STORE:
+            partial.store([(start + i) * PADDED_GROUP, 0], result)
+        else:
+            tl.store(partial + at[:, None] * DIM + channel[None, :], result)
+        tile = next_tile
+        packed = next_packed
+        next_packed = after_next
+        entry += TOKENS
 
 
 @triton.jit
@@ -235,7 +228,7 @@ def _combine_kernel(
     places = place + (head * num_tokens + token) * TOPK
     entry = tl.load(places + slot, mask=slot < TOPK, other=-1).to(tl.int64)
     there = (entry >= 0)[:, None] & (in_group < GROUP)[None, :]
-    logsumexp = tl.load(lse + entry[:, None] * GROUP + in_group[None, :], mask=there, other=float("-inf"))
+    logsumexp = tl.load(lse + entry[:, None] * PADDED_GROUP + in_group[None, :], mask=there, other=float("-inf"))
     largest = tl.maximum(tl.max(logsumexp, axis=0), -1e30)  # -inf for no block at all: the output is then 0
     total = tl.sum(tl.exp2(logsumexp - largest[None, :]), axis=0)
     result = tl.zeros([PADDED_GROUP, DIM], dtype=tl.float32)
@@ -243,7 +236,7 @@ def _combine_kernel(
         slot = i + tl.arange(0, TOGETHER)
         entry = tl.load(places + slot, mask=slot < TOPK, other=-1).to(tl.int64)
         there = (entry >= 0)[:, None] & (in_group < GROUP)[None, :]
-        at = entry[:, None] * GROUP + in_group[None, :]
+        at = entry[:, None] * PADDED_GROUP + in_group[None, :]
         weight = tl.exp2(tl.load(lse + at, mask=there, other=float("-inf")) - largest[None, :])
         value = tl.load(partial + at[:, :, None] * DIM + channel[None, None, :], mask=there[:, :, None], other=0.0)
         result += tl.sum(weight[:, :, None] * value.to(tl.float32), axis=0)

@@ -18,6 +18,7 @@ CONFIG = {
     "rows": 128,
     "num_warps": 8,
     "num_stages": 3,
+    "tma": True,
 }
 
 
@@ -53,9 +54,13 @@ def score_blocks(
     splits = min(triton.cdiv(padded, COLUMNS), max(1, wanted // (tiles * batch.num_seqs)))
     split_blocks = triton.cdiv(triton.cdiv(padded, splits), COLUMNS) * COLUMNS
     grid = (tiles, triton.cdiv(padded, split_blocks), batch.num_seqs)
+    keys = index_k_pages
+    if CONFIG["tma"]:
+        from triton.tools.tensor_descriptor import TensorDescriptor
+        keys = TensorDescriptor(keys, list(keys.shape), list(keys.stride()), [1, BLOCK_SIZE, dim])
     _score_kernel[grid](
         index_q,
-        index_k_pages,
+        keys,
         scores,
         batch.cu_seqlens_q,
         batch.context_lens,
@@ -77,6 +82,7 @@ def score_blocks(
         BLOCK=BLOCK_SIZE,
         COLUMNS=COLUMNS,
         SCORE_OWN=local_blocks == 0,
+        TMA=CONFIG["tma"],
         num_warps=CONFIG["num_warps"],
         num_stages=CONFIG["num_stages"],
     )
@@ -108,6 +114,7 @@ def _score_kernel(
     BLOCK: tl.constexpr,
     COLUMNS: tl.constexpr,
     SCORE_OWN: tl.constexpr,
+    TMA: tl.constexpr,
 ):
     row = tl.program_id(2)
     start = tl.load(cu_seqlens_q + row)
@@ -145,7 +152,10 @@ def _score_kernel(
     kept = tl.zeros([TILE_TOKENS * HEADS, COLUMNS], dtype=tl.float32)
     for block in range(split_start, split_end):
         page = tl.load(table + block).to(tl.int64)
-        k = tl.load(index_k_pages + page * k_page_stride + k_offsets)
+        if TMA:
+            k = tl.trans(index_k_pages.load([page.to(tl.int32), 0, 0]).reshape(BLOCK, DIM))
+        else:
+            k = tl.load(index_k_pages + page * k_page_stride + k_offsets)
         dots = tl.dot(q, k, input_precision="ieee")
         if SCORE_OWN:
             hidden = block * BLOCK + key[None, :] > (context_len + offset)[:, None]
