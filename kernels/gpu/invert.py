@@ -172,6 +172,7 @@ def _count_kernel(
     far = (position >= near_blocks * BLOCK)[:, None]
     chosen = far & (ids >= 0) & (visible > 0)
     page = tl.load(block_table + row[:, None].to(tl.int64) * table_stride + ids, mask=chosen, other=0)
+    page = tl.minimum(tl.maximum(page, 0), num_pages - 1)
     key = ((token // list_tokens)[:, None] * num_heads + head) * num_pages + page
     key += tl.where(visible < BLOCK, num_lists, 0)
     ticket = tl.atomic_add(counts + key, 1, mask=chosen, sem="relaxed")

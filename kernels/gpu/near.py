@@ -16,6 +16,7 @@ from torch import Tensor
 from ..batch import BLOCK_SIZE, Batch
 from . import arch, tma
 from .fp8 import loadable, widen
+from .rows import live_page
 
 NEAR_BLOCKS = 28
 """Visible blocks up to which this kernel attends; at most 32, the bits of a word."""
@@ -81,9 +82,10 @@ def attend_near(
         batch.block_table.stride(0),
         num_tokens,
         batch.num_seqs,
+        k_pages.shape[0],
         scale * k_scale * math.log2(math.e),
         v_scale,
-        near_blocks(topk),
+        min(near_blocks(topk), batch.block_table.shape[1]),
         GROUP=group,
         PADDED_GROUP=padded_group,
         DIM=dim,
@@ -126,6 +128,7 @@ def _near_kernel(
     table_stride,
     num_tokens,
     num_seqs,
+    num_pages,
     scale,
     v_scale,
     near_blocks,
@@ -190,7 +193,7 @@ def _near_kernel(
     v_head = v_pages + head.to(tl.int64) * v_head_stride + key[:, None] * v_token_stride + channel[None, :]
     seen_by_all = first_position // BLOCK
     for block in range(seen_by_all):
-        page = tl.load(table + block)
+        page = live_page(table + block, num_pages)
         if TMA:
             k = widen(k_tiles.load([page, head, 0, 0]).reshape(BLOCK, DIM), q.dtype.element_ty)
             v = widen(v_tiles.load([page, head, 0, 0]).reshape(BLOCK, DIM), q.dtype.element_ty)
@@ -209,7 +212,7 @@ def _near_kernel(
         largest = new_largest
     last_position = tl.minimum(first_position + TOKENS, near_end) - 1
     for block in range(seen_by_all, last_position // BLOCK + 1):
-        page = tl.load(table + block).to(tl.int64)
+        page = live_page(table + block, num_pages).to(tl.int64)
         # Past the last query's position may lie garbage; 0 * NaN would reach the sum.
         valid = (block * BLOCK + key <= last_position)[:, None]
         k = widen(tl.load(k_head + page * k_page_stride, mask=valid, other=0), q.dtype.element_ty)

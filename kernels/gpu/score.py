@@ -10,6 +10,7 @@ from torch import Tensor
 from ..batch import BLOCK_SIZE, Batch
 from . import arch, tma
 from .fp8 import loadable, widen
+from .rows import live_page
 
 COLUMNS = 8
 """Blocks whose scores are stored together: one 32-byte sector a row."""
@@ -42,7 +43,8 @@ def score_blocks(
         scored.
     """
     num_tokens, num_heads, dim = index_q.shape
-    num_blocks = triton.cdiv(triton.cdiv(batch.max_seq_len, BLOCK_SIZE), COLUMNS) * COLUMNS
+    max_blocks = min(triton.cdiv(batch.max_seq_len, BLOCK_SIZE), batch.block_table.shape[1])
+    num_blocks = triton.cdiv(max_blocks, COLUMNS) * COLUMNS
     scores = torch.empty(num_heads, num_tokens, num_blocks, dtype=torch.float32, device=index_q.device)
 
     padded_heads = triton.next_power_of_2(num_heads)
@@ -69,6 +71,8 @@ def score_blocks(
         scores.stride(1),
         batch.block_table.stride(0),
         split_blocks,
+        max_blocks,
+        index_k_pages.shape[0],
         topk,
         NUM_HEADS=num_heads,
         PADDED_HEADS=padded_heads,
@@ -101,6 +105,8 @@ def _score_kernel(
     score_token_stride,
     table_stride,
     split_blocks,
+    max_blocks,
+    num_pages,
     topk,
     NUM_HEADS: tl.constexpr,
     PADDED_HEADS: tl.constexpr,
@@ -126,7 +132,7 @@ def _score_kernel(
     # needs a causal mask, and no key past the sequence's end is read, unless no local block is forced.
     own_block = last_position // BLOCK
     split_start = tl.program_id(1) * split_blocks
-    split_end = tl.minimum(split_start + split_blocks, own_block + 1 if SCORE_OWN else own_block)
+    split_end = tl.minimum(split_start + split_blocks, tl.minimum(own_block + (1 if SCORE_OWN else 0), max_blocks))
     if split_start >= split_end:
         return
 
@@ -147,7 +153,7 @@ def _score_kernel(
     table = block_table + row.to(tl.int64) * table_stride
     kept = tl.zeros([TILE_TOKENS * PADDED_HEADS, COLUMNS], dtype=tl.float32)
     for block in range(split_start, split_end):
-        page = tl.load(table + block)
+        page = live_page(table + block, num_pages)
         if TMA:
             k = tl.trans(widen(index_k_pages.load([page, 0, 0]).reshape(BLOCK, DIM), index_q.dtype.element_ty))
         else:
