@@ -1,4 +1,4 @@
-"""FP8 caches read into the dtype of the products, exactly, whether or not the device knows the format."""
+"""FP8 caches: read into the dtype of the products exactly, and written, whether or not the GPU knows the format."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from . import arch
 
 E4M3_CAPABILITY = (8, 9)
 """Triton has e4m3 from here up."""
+MANTISSA_BITS = {torch.float8_e4m3fn: 3, torch.float8_e5m2: 2}
 
 
 def loadable(pages: Tensor) -> Tensor:
@@ -18,18 +19,6 @@ def loadable(pages: Tensor) -> Tensor:
     if pages.dtype == torch.float8_e4m3fn and arch.capability(pages.device) < E4M3_CAPABILITY:
         return pages.view(torch.uint8)
     return pages
-
-
-def as_pairs(pages: Tensor) -> Tensor | None:
-    """e4m3 ``pages`` seen as int16, two neighbouring channels each, for :func:`even_channels` and :func:`odd_channels`.
-
-    None if they are of another dtype or at odd places.
-    """
-    if pages.dtype != torch.float8_e4m3fn or pages.shape[-1] % 2 or any(stride % 2 for stride in pages.stride()[:-1]):
-        return None
-    if pages.storage_offset() % 2:
-        return None
-    return pages.view(torch.int16)
 
 
 @triton.jit
@@ -44,47 +33,42 @@ def widen(x, dtype: tl.constexpr):
     return x.to(dtype)
 
 
-@triton.jit
-def even_channels(pairs, dtype: tl.constexpr, PACKED: tl.constexpr):
-    """The low e4m3 numbers of int16 pairs in bf16, fp16 or fp32, exactly but for NaN, which reads as 480."""
-    return _high_byte(pairs << 8, dtype, PACKED)
+def storable(x: Tensor) -> tuple[Tensor, int]:
+    """What a kernel stores into for ``x``, and the ``MANTISSA`` it passes to :func:`to_cache`: bytes and 3 or 2 for
+    fp8, ``x`` itself and 0 for wider dtypes."""
+    mantissa = MANTISSA_BITS.get(x.dtype, 0)
+    return (x.view(torch.uint8) if mantissa else x), mantissa
 
 
 @triton.jit
-def odd_channels(pairs, dtype: tl.constexpr, PACKED: tl.constexpr):
-    """The high e4m3 numbers of int16 pairs, as :func:`even_channels`."""
-    return _high_byte(pairs, dtype, PACKED)
+def to_cache(x, scale, MANTISSA: tl.constexpr):
+    """Values for wide pages as they are; for fp8, divided by the scale, saturated, rounded to nearest even, as bytes.
+
+    By integer arithmetic, because SM80 converts nothing to e4m3. NaN stays NaN.
+    """
+    if MANTISSA == 0:
+        stored = x
+    else:
+        stored = _encode(tl.div_rn(x.to(tl.float32), scale), MANTISSA)
+    return stored
 
 
 @triton.jit
-def _high_byte(x, dtype: tl.constexpr, PACKED: tl.constexpr):
-    """e4m3 numbers in the high bytes of int16. Their exponent and fraction are put in the lowest exponent bits of the
-    wider format, and the difference of the two biases is made up for by a product that is exact."""
-    if dtype == tl.bfloat16:
-        if PACKED:
-            return tl.inline_asm_elementwise(
-                """{
-                .reg .b32 sign, number;
-                .reg .b32 scale, zero;
-                mov.b32 scale, 0x7b807b80;
-                mov.b32 zero, 0x80008000;
-                and.b32 sign, $1, 0x80008000;
-                shr.b32 number, $1, 4;
-                and.b32 number, number, 0x07f007f0;
-                or.b32 number, number, sign;
-                fma.rn.bf16x2 $0, number, scale, zero;
-                }""",
-                "=r,r",
-                [x],
-                dtype=tl.bfloat16,
-                is_pure=True,
-                pack=2,
-            )
-        wide = (x & -0x8000) | ((x >> 4) & 0x07F0)
-        return (wide.to(tl.bfloat16, bitcast=True).to(tl.float32) * 2.0**120).to(tl.bfloat16)
-    wide = (x & -0x8000) | ((x >> 1) & 0x3F80)
-    return (wide.to(tl.float16, bitcast=True) * 256.0).to(dtype)
+def _encode(x, MANTISSA: tl.constexpr):
+    BIAS: tl.constexpr = 7 if MANTISSA == 3 else 15
+    LIMIT: tl.constexpr = 448.0 if MANTISSA == 3 else 57344.0
+    bits = x.to(tl.int32, bitcast=True)
+    magnitude = tl.minimum(tl.abs(x), LIMIT)
+    wide = magnitude.to(tl.int32, bitcast=True)
 
-
-PACKED = isinstance(_high_byte, triton.JITFunction)
-"""Whether numbers may be converted two at a time by instructions; not under the interpreter."""
+    drop: tl.constexpr = 23 - MANTISSA
+    half: tl.constexpr = (1 << (drop - 1)) - 1
+    normal = ((wide + half + ((wide >> drop) & 1)) >> drop) - ((127 - BIAS) << MANTISSA)
+    # Added to a power of two whose last place is fp8's smallest step, the number is rounded to that step.
+    step_exponent: tl.constexpr = 127 + 1 - BIAS - MANTISSA + 23
+    step_bits: tl.constexpr = step_exponent << 23
+    step = tl.full((), step_bits, tl.int32).to(tl.float32, bitcast=True)
+    subnormal = (magnitude + step).to(tl.int32, bitcast=True) - step_bits
+    code = tl.where(wide < (127 + 1 - BIAS) << 23, subnormal, normal)
+    code = tl.where(x != x, 0x7F, code)
+    return (code | ((bits >> 24) & 0x80)).to(tl.uint8)

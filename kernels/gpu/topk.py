@@ -1,9 +1,9 @@
 """The best-scoring blocks of each query token, without a sort.
 
-One program of a single warp chooses for one (index head, token). It streams the token's scores once, keeping the
-maxima of ``GROUPS`` groups of blocks: the k best blocks lie in the k groups with the greatest maxima, since every
-other block is no better than the k-th of those, and each of the k groups holds one as good as it. So only the blocks
-of k groups are read again. In both rounds the k-th greatest value is found bit by bit, by counting.
+One program chooses for one (index head, token). It streams the token's scores once, keeping the maxima of some hundred
+groups of blocks: the k best blocks lie in the k groups with the greatest maxima, since every other block is no better
+than the k-th of those, and each of the k groups holds one as good as it. So only the blocks of k groups are read again.
+In both rounds the k-th greatest value is found bit by bit, by counting, which within a single warp is one instruction.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import triton.language as tl
 from torch import Tensor
 
 from ..batch import BLOCK_SIZE, Batch
+from . import arch, pdl
+from .pdl import let_next_start, wait_for_previous
 
-PDL = False
-NUM_WARPS = 1
 SINGLE_ROUND_BLOCKS = 512
 """Up to so many blocks are compared directly, without groups."""
 MANY_BLOCKS = 4096
@@ -61,6 +61,9 @@ def select_topk(
     num_steps = 0
     if max_blocks > SINGLE_ROUND_BLOCKS:
         num_steps = triton.next_power_of_2(triton.cdiv(max_blocks, groups * GROUP_RUN))
+    dependent = pdl.available(block_ids.device)
+    # Few programs on an idle chip are waited for one by one: more warps each, to stream a long row.
+    few = max_blocks > MANY_BLOCKS and num_tokens * num_heads <= arch.num_sms(block_ids.device)
     _select_topk[(num_tokens, num_heads)](
         scores if scores is not None else block_ids,
         block_ids,
@@ -82,9 +85,10 @@ def select_topk(
         NUM_STEPS=num_steps,
         GROUPS=groups,
         GROUP_RUN=GROUP_RUN,
-        PDL=PDL,
-        launch_pdl=PDL,
-        num_warps=NUM_WARPS,
+        UNROLL=4 if few else 1,
+        PDL=dependent,
+        launch_pdl=dependent,
+        num_warps=4 if few else 1,
     )
     return block_ids
 
@@ -111,11 +115,11 @@ def _select_topk(
     NUM_STEPS: tl.constexpr,
     GROUPS: tl.constexpr,
     GROUP_RUN: tl.constexpr,
+    UNROLL: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    if PDL:
-        tl.extra.cuda.gdc_wait()
-        tl.extra.cuda.gdc_launch_dependents()
+    wait_for_previous(PDL)
+    let_next_start(PDL)
     token = tl.program_id(0)
     head = tl.program_id(1)
     row = row_of_token(cu_seqlens_q, num_seqs, token)
@@ -142,7 +146,7 @@ def _select_topk(
             lane = tl.arange(0, TILE)
             best = tl.full([TILE], float("-inf"), tl.float32)
             whole = visible // TILE * TILE
-            for start in range(0, whole, TILE):
+            for start in tl.range(0, whole, TILE, loop_unroll_factor=UNROLL):
                 best = tl.maximum(best, tl.load(token_scores + start + lane))
             rest = tl.multiple_of((visible + 3) // 4 * 4, 4) - whole
             score = tl.load(token_scores + whole + lane, mask=lane < rest, other=float("-inf"))
@@ -207,12 +211,17 @@ def free_keys(score, block, visible, INIT_BLOCKS: tl.constexpr, LOCAL_BLOCKS: tl
 def put_greatest(key, k, value, out):
     """Store the values of the ``k`` greatest keys at ``out``, in no order; of equal keys the first.
 
-    The bits of the k-th greatest key are found from the top: a bit is set if k keys are still as great. It is enough
-    to go on until exactly k are, whatever the lower bits.
+    The bits of the k-th greatest key are found from the top: a bit is set if k keys are still as great. Those that all
+    keys share are known, and it is enough to go on until exactly k keys are as great, whatever the lower bits.
     """
-    kth = -0x80000000
-    count = k + 1
+    highest = tl.max(key)
+    differ = highest ^ tl.min(tl.where(key == -0x80000000, highest, key))
     bit = 31
+    while (bit >= 0) & (((differ >> bit) & 1) == 0):
+        bit -= 1
+    # With its first bit inverted, an int32 is in the order of its bits.
+    kth = ((highest ^ -0x80000000) & ~((2 << bit) - 1)) ^ -0x80000000
+    count = k + 1
     while (bit >= 0) & (count != k):
         trial = kth ^ (1 << bit)
         as_great = tl.sum((key >= trial).to(tl.int32))

@@ -13,30 +13,38 @@ import triton.language as tl
 from torch import Tensor
 
 from ...batch import BLOCK_SIZE, Batch
-from .. import arch
+from .. import arch, pdl, tma
 from ..fp8 import loadable, widen
+from ..pdl import let_next_start, wait_for_previous
+from ..rows import live_page
 
-MAX_STACKED = 128
-"""Rows of a tile: query tokens times the heads of a group. Longer rows of tokens are cut."""
 MAX_SPLITS = 32
 """Programs among which the blocks of a tile are shared out at most, and partial results that are merged."""
-PDL = False
-PROGRAMS = 2
-"""Programs to start for each multiprocessor."""
+NEAR = 10
+"""Up to so many times top-k blocks, the tokens of a row choose mostly the same ones."""
 
 
 class Config(NamedTuple):
+    rows: int
+    """Of a tile: query tokens times the padded heads of a group. A row of more tokens is cut."""
+    keys: int
+    """Of a block, taken at a time."""
     num_warps: int
     num_stages: int
+    programs: int = 2
+    """Programs that fit on a multiprocessor."""
 
 
-CONFIGS = {
-    # (compute capability 9 or more, rows of the tile above 32)
-    (False, False): Config(4, 2),
-    (False, True): Config(8, 1),
-    (True, False): Config(4, 2),
-    (True, True): Config(8, 2),
+DECODE = {False: Config(64, 128, 4, 2), True: Config(64, 128, 4, 2)}
+"""For rows of one token, by whether the compute capability is 9 or more."""
+VERIFY = {
+    # (compute capability 9 or more, near)
+    (False, False): Config(32, 64, 4, 2),
+    (False, True): Config(64, 64, 4, 2),
+    (True, False): Config(32, 128, 4, 3, programs=3),
+    (True, True): Config(128, 64, 8, 5, programs=1),
 }
+"""For rows of several tokens. Large tiles read each block fewer times, small ones compute less in vain."""
 
 
 def sparse_attention(
@@ -60,29 +68,45 @@ def sparse_attention(
     if batch.block_table.numel() == 0:
         return out.zero_()
     device = q.device
+    dependent = pdl.available(device)
     num_kv_heads = k_pages.shape[1]
     topk = block_ids.shape[2]
     group = num_heads // num_kv_heads
     group_padded = triton.next_power_of_2(group)
+    hopper = arch.capability(device) >= (9, 0)
+    max_blocks = max(1, min(triton.cdiv(batch.max_seq_len, BLOCK_SIZE), batch.block_table.shape[1]))
+    config = DECODE[hopper] if batch.max_query_len <= 1 else VERIFY[hopper, max_blocks <= NEAR * topk]
+    # What fits for 128 channels of 16 bits.
+    heavier = max(1, dim * max(q.element_size(), k_pages.element_size()) // 256)
+    config = config._replace(rows=max(16, config.rows // heavier), keys=max(16, config.keys // heavier))
     tokens = triton.next_power_of_2(max(1, batch.max_query_len))
-    tile_tokens = min(tokens, max(1, MAX_STACKED // group_padded))
+    tile_tokens = min(tokens, max(1, config.rows // group_padded))
     tiles = tokens // tile_tokens
-    most_blocks = min(tile_tokens * topk, max(1, triton.cdiv(batch.max_seq_len, BLOCK_SIZE)))
+    stacked = max(16, tile_tokens * group_padded)
     tasks = batch.num_seqs * num_kv_heads * tiles
-    splits = min(triton.cdiv(PROGRAMS * arch.num_sms(device), tasks), most_blocks, MAX_SPLITS)
-    share = triton.cdiv(tile_tokens * topk, splits)
-    unions = block_ids
+    # As many programs as run at once. One more, and it would start when all others end.
+    splits = config.programs * arch.num_sms(device) // tasks
+    splits = max(1, min(splits, tile_tokens * topk, max_blocks, MAX_SPLITS))
+    # Two blocks at most are not seen whole by all the tokens.
+    share = triton.cdiv(tile_tokens * topk + (2 if tile_tokens > 1 else 0), splits)
+    unions = block_ids  # one token's blocks are listed already
     if tile_tokens > 1:
         unions = torch.empty(tasks * splits, 2, share, dtype=torch.int32, device=device)
     partial, lse = out, out
     if splits > 1:
         partial = torch.empty(splits, num_tokens, num_heads, dim, dtype=torch.float32, device=device)
         lse = torch.empty(splits, num_tokens, num_heads, dtype=torch.float32, device=device)
-    stacked = max(16, tile_tokens * group_padded)
-    config = CONFIGS[arch.capability(device) >= (9, 0), stacked > 32]
+    if scale * k_scale < 0:  # the greatest product must be the greatest logit
+        q, scale = -q, -scale
     k_pages, v_pages = loadable(k_pages), loadable(v_pages)
+    k_tiles = v_tiles = None
+    if tile_tokens > 1:
+        k_tiles, v_tiles = (tma.descriptor(x, [1, 1, config.keys, dim]) for x in (k_pages, v_pages))
+    use_tma = k_tiles is not None and v_tiles is not None
     _attend_rows[(splits, num_kv_heads * tiles, batch.num_seqs)](
         q,
+        k_tiles if use_tma else k_pages,
+        v_tiles if use_tma else v_pages,
         k_pages,
         v_pages,
         block_ids,
@@ -97,6 +121,7 @@ def sparse_attention(
         scale * k_scale * 1.4426950408889634,
         v_scale,
         num_tokens,
+        k_pages.shape[0],
         q.stride(0),
         q.stride(1),
         *k_pages.stride()[:3],
@@ -119,8 +144,10 @@ def sparse_attention(
         SHARE=share,
         DIM=dim,
         BLOCK=BLOCK_SIZE,
-        PDL=PDL,
-        launch_pdl=PDL,
+        KEYS=config.keys,
+        TMA=use_tma,
+        PDL=dependent,
+        launch_pdl=dependent,
         num_warps=config.num_warps,
         num_stages=config.num_stages,
     )
@@ -139,8 +166,8 @@ def sparse_attention(
             SPLITS=splits,
             SPLITS_PADDED=triton.next_power_of_2(splits),
             DIM=dim,
-            PDL=PDL,
-            launch_pdl=PDL,
+            PDL=dependent,
+            launch_pdl=dependent,
             num_warps=2,
         )
     return out
@@ -149,6 +176,8 @@ def sparse_attention(
 @triton.jit(do_not_specialize=["num_tokens"])
 def _attend_rows(
     q,
+    k_tiles,
+    v_tiles,
     k_pages,
     v_pages,
     block_ids,
@@ -163,6 +192,7 @@ def _attend_rows(
     logit_scale,
     v_scale,
     num_tokens,
+    num_pages,
     q_token_stride,
     q_head_stride,
     k_page_stride,
@@ -189,11 +219,12 @@ def _attend_rows(
     SHARE: tl.constexpr,
     DIM: tl.constexpr,
     BLOCK: tl.constexpr,
+    KEYS: tl.constexpr,
+    TMA: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    if PDL:
-        tl.extra.cuda.gdc_wait()
-        tl.extra.cuda.gdc_launch_dependents()
+    wait_for_previous(PDL)
+    let_next_start(PDL)
     split = tl.program_id(0)
     kv_head = tl.program_id(1) % NUM_KV_HEADS
     tile = tl.program_id(1) // NUM_KV_HEADS
@@ -231,37 +262,74 @@ def _attend_rows(
         tokens_q = tokens_q.to(tl.float32)
 
     ids = block_ids + kv_head.to(tl.int64) * ids_head_stride + (start + first).to(tl.int64) * ids_token_stride
-    if TILE_TOKENS == 1:
-        shared_out = ids
-        begin = split * SHARE
-        end = tl.minimum(begin + SHARE, TOPK)
-    else:
-        program = (row * tl.num_programs(1) + tl.program_id(1)) * SPLITS + split
-        shared_out = unions + program.to(tl.int64) * 2 * SHARE
-        count = _share_of_union(
-            ids, ids_token_stride, query_len - first, split, shared_out, TILE_TOKENS, TOPK, TOPK_PADDED, SPLITS, SHARE
-        )
-        begin = 0
-        end = count
-
-    key = tl.arange(0, BLOCK)
-    k_offsets = kv_head.to(tl.int64) * k_head_stride + key[:, None] * k_token_stride + channel[None, :]
-    v_offsets = kv_head.to(tl.int64) * v_head_stride + key[:, None] * v_token_stride + channel[None, :]
     table = block_table + row.to(tl.int64) * table_stride
+    key = tl.arange(0, KEYS)
+    PARTS: tl.constexpr = BLOCK // KEYS
+    k_head = k_pages + kv_head.to(tl.int64) * k_head_stride + key[:, None] * k_token_stride + channel[None, :]
+    v_head = v_pages + kv_head.to(tl.int64) * v_head_stride + key[:, None] * v_token_stride + channel[None, :]
     acc = tl.zeros([STACKED, DIM], tl.float32)
     best = tl.full([STACKED], float("-inf"), tl.float32)
     total = tl.zeros([STACKED], tl.float32)
-    for i in range(begin, end):
-        block = tl.load(shared_out + i)
-        page = tl.load(table + tl.maximum(block, 0)).to(tl.int64)
-        key_position = block * BLOCK + key
+    if TILE_TOKENS == 1:
+        begin = split * SHARE
+        end = tl.minimum(begin + SHARE, TOPK)
+        first_edge = 0
+    else:
+        # Blocks that every token sees to the end come first, without a mask; the one or two at the edge after them.
+        first_edge = tl.maximum(tl.minimum(context_len + first, seq_len), 0) // BLOCK
+        visible = tl.minimum(context_len + tl.minimum(first + TILE_TOKENS, query_len), seq_len)
+        edges = tl.maximum(tl.cdiv(visible, BLOCK) - first_edge, 0)
+        program = (row * tl.num_programs(1) + tl.program_id(1)) * SPLITS + split
+        union = unions + program.to(tl.int64) * 2 * SHARE
+        whole, begin, end = _share_of_union(
+            ids, ids_token_stride, query_len - first, table, num_pages, first_edge, edges, split, union,
+            TILE_TOKENS, TOPK, TOPK_PADDED, SPLITS, SHARE,
+        )  # fmt: skip
+        for i in range(whole * PARTS):
+            page = tl.load(union + i // PARTS)
+            chosen = (tl.load(union + SHARE + i // PARTS) >> tile_token) & 1 != 0
+            part = i % PARTS * KEYS
+            if TMA:
+                k = k_tiles.load([page, kv_head, part, 0]).reshape(KEYS, DIM)
+            else:
+                k = tl.load(k_head + page.to(tl.int64) * k_page_stride + part * k_token_stride)
+            logits = tl.dot(tokens_q, tl.trans(widen(k, tokens_q.dtype)), input_precision="ieee")
+            new_best = tl.where(chosen, tl.maximum(best, tl.max(logits, axis=1) * logit_scale), best)
+            # Nothing is left of a token's weights when infinity is subtracted.
+            weights = tl.exp2(logits * logit_scale - tl.where(chosen, new_best, float("inf"))[:, None])
+            decay = tl.exp2(best - tl.where(new_best == float("-inf"), 0.0, new_best))
+            total = total * decay + tl.sum(weights, axis=1)
+            if TMA:
+                v = v_tiles.load([page, kv_head, part, 0]).reshape(KEYS, DIM)
+            else:
+                v = tl.load(v_head + page.to(tl.int64) * v_page_stride + part * v_token_stride)
+            v = widen(v, tokens_q.dtype)
+            acc = tl.dot(weights.to(v.dtype), v, acc * decay[:, None], input_precision="ieee")
+            best = new_best
+    for i in range(begin * PARTS, end * PARTS):
+        if TILE_TOKENS == 1:
+            block = tl.load(ids + i // PARTS)
+        else:
+            block = first_edge + i // PARTS
+        page = live_page(table + tl.maximum(block, 0), num_pages)
+        part = i % PARTS * KEYS
+        key_position = block * BLOCK + part + key
         inside = (key_position >= 0) & (key_position < seq_len)  # block -1 has no keys
-        k = tl.load(k_pages + page * k_page_stride + k_offsets, mask=inside[:, None], other=0.0)
+        if TMA:
+            k = k_tiles.load([page, kv_head, part, 0]).reshape(KEYS, DIM)
+        else:
+            k_part = k_head + page.to(tl.int64) * k_page_stride + part * k_token_stride
+            k = tl.load(k_part, mask=inside[:, None], other=0.0)
         logits = tl.dot(tokens_q, tl.trans(widen(k, tokens_q.dtype)), input_precision="ieee") * logit_scale
         sees = inside[None, :] & (key_position[None, :] <= position[:, None])
         if TILE_TOKENS > 1:
-            chosen_by = tl.load(shared_out + SHARE + i)
-            sees = sees & ((chosen_by >> tile_token) & 1 != 0)[:, None]
+            slot = tl.arange(0, TOPK_PADDED)
+            chosen_ids = tl.load(
+                ids + tile_token[:, None] * ids_token_stride + slot[None, :],
+                mask=live[:, None] & (slot < TOPK)[None, :],
+                other=-1,
+            )
+            sees = sees & (tl.max((chosen_ids == block).to(tl.int32), axis=1) != 0)[:, None]
         logits = tl.where(sees, logits, float("-inf"))
         new_best = tl.maximum(best, tl.max(logits, axis=1))
         # A token that has seen nothing yet has no best; any number will do for the difference.
@@ -269,8 +337,13 @@ def _attend_rows(
         weights = tl.exp2(logits - reference[:, None])
         decay = tl.exp2(best - reference)
         total = total * decay + tl.sum(weights, axis=1)
-        v = tl.load(v_pages + page * v_page_stride + v_offsets, mask=inside[:, None], other=0.0)
-        v = widen(v, tokens_q.dtype)
+        if TMA:
+            v = v_tiles.load([page, kv_head, part, 0]).reshape(KEYS, DIM)
+            v = tl.where(inside[:, None], widen(v, tokens_q.dtype), 0.0)
+        else:
+            v_part = v_head + page.to(tl.int64) * v_page_stride + part * v_token_stride
+            v = tl.load(v_part, mask=inside[:, None], other=0.0)
+            v = widen(v, tokens_q.dtype)
         acc = tl.dot(weights.to(v.dtype), v, acc * decay[:, None], input_precision="ieee")
         best = new_best
     some = total > 0
@@ -290,8 +363,12 @@ def _share_of_union(
     ids,
     ids_token_stride,
     num_tokens,
+    table,
+    num_pages,
+    first_edge,
+    edges,
     split,
-    shared_out,
+    union,
     TILE_TOKENS: tl.constexpr,
     TOPK: tl.constexpr,
     TOPK_PADDED: tl.constexpr,
@@ -300,7 +377,8 @@ def _share_of_union(
 ):
     """List this split's share of the different blocks of a few tokens, with a bit for each token that chose it.
 
-    Writes block numbers to ``shared_out[:count]`` and bits to ``shared_out[SHARE : SHARE + count]``. Returns count.
+    Of the blocks before ``first_edge``, and the ``edges`` that follow those in the order of work. Writes their pages
+    to ``union[:whole]`` and the bits to ``union[SHARE : SHARE + whole]``. Returns ``whole`` and the range of the edges.
     """
     entry = tl.arange(0, TILE_TOKENS * TOPK_PADDED)
     owner = entry // TOPK_PADDED
@@ -317,16 +395,18 @@ def _share_of_union(
         equal = tl.max((block[:, None] == of_other[None, :]).to(tl.int32), axis=1)
         chosen_by |= equal << other
     # A block is listed by the first of the tokens that chose it.
-    first = ((block >= 0) & ((chosen_by & ((1 << owner) - 1)) == 0)).to(tl.int32)
+    first = ((block >= 0) & (block < first_edge) & ((chosen_by & ((1 << owner) - 1)) == 0)).to(tl.int32)
     total = tl.sum(first)
-    begin = split * total // SPLITS
-    count = (split + 1) * total // SPLITS - begin
+    begin = split * (total + edges) // SPLITS
+    end = (split + 1) * (total + edges) // SPLITS
+    whole = tl.minimum(end, total) - tl.minimum(begin, total)
     rank = tl.cumsum(first) - 1 - begin
-    mine = (first != 0) & (rank >= 0) & (rank < count)
-    tl.store(shared_out + rank, block, mask=mine)
-    tl.store(shared_out + SHARE + rank, chosen_by, mask=mine)
+    mine = (first != 0) & (rank >= 0) & (rank < whole)
+    page = live_page(table + tl.where(mine, block, 0), num_pages)
+    tl.store(union + rank, page, mask=mine)
+    tl.store(union + SHARE + rank, chosen_by, mask=mine)
     tl.debug_barrier()
-    return count
+    return whole, tl.maximum(begin, total) - total, tl.maximum(end, total) - total
 
 
 @triton.jit(do_not_specialize=["num_seqs", "num_tokens"])
@@ -346,9 +426,8 @@ def _merge(
     DIM: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    if PDL:
-        tl.extra.cuda.gdc_wait()
-        tl.extra.cuda.gdc_launch_dependents()
+    wait_for_previous(PDL)
+    let_next_start(PDL)
     token = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1)
     split = tl.arange(0, SPLITS_PADDED)

@@ -10,8 +10,12 @@ import triton.language as tl
 from torch import Tensor
 
 from ...batch import BLOCK_SIZE, Batch
-from .. import arch, fp8
-from ..fp8 import as_pairs, even_channels, loadable, odd_channels, widen
+from .. import arch, pdl
+from ..fp8 import loadable, widen
+from ..pdl import let_next_start
+from ..rows import live_page
+from . import pairs as e4m3
+from .pairs import as_pairs, even_channels, odd_channels
 
 
 class Config(NamedTuple):
@@ -26,11 +30,10 @@ CONFIGS = {
     (False, 1): Config(4, 4, 3),
     (False, 2): Config(2, 4, 2),
     (False, 4): Config(2, 4, 1),
-    (True, 1): Config(4, 4, 3),
-    (True, 2): Config(4, 4, 3),
+    (True, 1): Config(4, 2, 5),
+    (True, 2): Config(4, 2, 3),
     (True, 4): Config(2, 4, 2),
 }
-PDL = False
 COLUMNS = 8
 """The rows of scores are a multiple of so many blocks long."""
 
@@ -57,6 +60,7 @@ def score_blocks(index_q: Tensor, index_k_pages: Tensor, batch: Batch, *, topk: 
     splits = max(1, min(config.programs * arch.num_sms(device) // batch.num_seqs, max_blocks))
     heads = triton.next_power_of_2(num_heads)
     tokens = triton.next_power_of_2(batch.max_query_len)
+    stacked = max(16, tokens * heads)
     pairs = as_pairs(index_k_pages)
     index_k_pages = loadable(index_k_pages) if pairs is None else pairs
     _score_rows[(splits, batch.num_seqs)](
@@ -67,6 +71,7 @@ def score_blocks(index_q: Tensor, index_k_pages: Tensor, batch: Batch, *, topk: 
         batch.seq_lens,
         batch.context_lens,
         batch.block_table,
+        index_k_pages.shape[0],
         max_blocks,
         topk,
         index_q.stride(0),
@@ -78,14 +83,13 @@ def score_blocks(index_q: Tensor, index_k_pages: Tensor, batch: Batch, *, topk: 
         batch.block_table.stride(0),
         NUM_HEADS=num_heads,
         HEADS=heads,
-        STACKED=max(16, tokens * heads),
+        STACKED=stacked,
         DIM=dim,
         BLOCK=BLOCK_SIZE,
         PAIRS=pairs is not None,
-        PACKED=fp8.PACKED,
-        PDL=PDL,
-        launch_pdl=PDL,
-        num_warps=config.num_warps,
+        PACKED=e4m3.PACKED,
+        PDL=pdl.available(device),
+        num_warps=min(8, config.num_warps * max(1, stacked // 32)),
         num_stages=config.num_stages,
     )
     return scores
@@ -100,6 +104,7 @@ def _score_rows(
     seq_lens,
     context_lens,
     block_table,
+    num_pages,
     max_blocks,
     topk,
     q_token_stride,
@@ -118,9 +123,7 @@ def _score_rows(
     PACKED: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    if PDL:
-        tl.extra.cuda.gdc_wait()
-        tl.extra.cuda.gdc_launch_dependents()
+    let_next_start(PDL)
     split = tl.program_id(0)
     row = tl.program_id(1)
     start = tl.load(cu_seqlens_q + row)
@@ -153,7 +156,7 @@ def _score_rows(
     out = scores + head.to(tl.int64) * score_head_stride + token * score_token_stride
     table = block_table + row.to(tl.int64) * table_stride
     for block in range(first_block, end_block):
-        page = tl.load(table + block).to(tl.int64)
+        page = live_page(table + block, num_pages).to(tl.int64)
         k = tl.load(index_k_pages + page * k_page_stride + k_offsets)
         if PAIRS:
             dots = tl.dot(even_channels(k, q.dtype, PACKED), q, input_precision="ieee")
