@@ -1,0 +1,179 @@
+"""From "the blocks of each token" to "the tokens of each block", on the device and without a sort.
+
+Three small launches. *Count*: every selected (KV head, page) takes a ticket from its counter. *Allocate*: each counter
+gets a stretch of one long list, and is cut into work items. *Fill*: each selection writes itself to its stretch, at the
+place its ticket says.
+
+Lists go by page, not by block of a sequence: sequences that share a prefix share its pages, and one load serves them
+all. Selections of a token's own, partly visible block have lists apart, so that all others need no mask.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..batch import BLOCK_SIZE, Batch
+from .rows import locate, search_steps
+
+TOKEN_BITS = 24
+"""Bits of a packed entry that hold the token; 7 above them hold how much of the block it sees."""
+_TOKEN_MASK = tl.constexpr((1 << TOKEN_BITS) - 1)
+_TOKEN_BITS = tl.constexpr(TOKEN_BITS)
+
+ALLOCATE_TILE = 1024
+FILL_TILE = 1024
+COUNT_TOKENS = 16
+
+
+class Inverse(NamedTuple):
+    """The tokens of each (KV head, page).
+
+    Attributes:
+        entries: ``[num_kv_heads * num_tokens * topk]`` int32, list after list: ``token | (visible - 1) << 24``.
+        place: ``[num_kv_heads, num_tokens, topk]`` int32, where in ``entries`` each selection stands; -1 for none.
+        items: ``[max_items, 3]`` int32, work items: ``list, first entry, number of entries``, where list is
+            ``kv_head * num_pages + page``, plus ``num_kv_heads * num_pages`` if the block is partly visible.
+        cursors: ``[2]`` int32: entries and items in use.
+    """
+
+    entries: Tensor
+    place: Tensor
+    items: Tensor
+    cursors: Tensor
+
+
+def invert(block_ids: Tensor, batch: Batch, *, num_pages: int, item_tokens: int) -> Inverse:
+    """Build the lists.
+
+    Args:
+        block_ids: ``[num_kv_heads, num_tokens, topk]`` int32, -1 for none.
+        num_pages: pages of the cache.
+        item_tokens: most entries in a work item.
+
+    Raises:
+        ValueError: more tokens in a step than fit in a packed entry.
+    """
+    num_heads, num_tokens, topk = block_ids.shape
+    if num_tokens >= 1 << TOKEN_BITS:
+        raise ValueError(f"{num_tokens} query tokens in one step, but at most {(1 << TOKEN_BITS) - 1}; use chunks")
+    selections = num_heads * num_tokens * topk
+    num_lists = 2 * num_heads * num_pages
+    # One allocation, zeroed by one launch: a counter for every list, then the cursors.
+    zeroed = torch.zeros(num_lists + 2, dtype=torch.int32, device=block_ids.device)
+    counts, cursors = zeroed[:num_lists], zeroed[num_lists:]
+    offsets = torch.empty_like(counts)
+    keys, place = torch.empty(2, num_heads, num_tokens, topk, dtype=torch.int32, device=block_ids.device)
+    entries = torch.empty(selections, dtype=torch.int32, device=block_ids.device)
+    max_items = selections // item_tokens + min(num_lists, selections)
+    items = torch.empty(max_items, 3, dtype=torch.int32, device=block_ids.device)
+
+    _count_kernel[(triton.cdiv(num_tokens, COUNT_TOKENS), num_heads)](
+        block_ids,
+        keys,
+        place,
+        counts,
+        batch.cu_seqlens_q,
+        batch.context_lens,
+        batch.seq_lens,
+        batch.block_table,
+        block_ids.stride(0),
+        block_ids.stride(1),
+        block_ids.stride(2),
+        batch.block_table.stride(0),
+        num_tokens,
+        batch.num_seqs,
+        num_pages,
+        TOPK=topk,
+        SLOTS=triton.next_power_of_2(topk),
+        TOKENS=COUNT_TOKENS,
+        BLOCK=BLOCK_SIZE,
+        STEPS=search_steps(batch.num_seqs),
+    )
+    _allocate_kernel[(triton.cdiv(num_lists, ALLOCATE_TILE),)](
+        counts, offsets, items, cursors, num_lists, item_tokens, TILE=ALLOCATE_TILE
+    )
+    _fill_kernel[(triton.cdiv(selections, FILL_TILE),)](
+        keys, place, offsets, entries, selections, num_tokens, TOPK=topk, TILE=FILL_TILE
+    )
+    return Inverse(entries, place, items, cursors)
+
+
+@triton.jit
+def _count_kernel(
+    block_ids,
+    keys,
+    tickets,
+    counts,
+    cu_seqlens_q,
+    context_lens,
+    seq_lens,
+    block_table,
+    ids_head_stride,
+    ids_token_stride,
+    ids_slot_stride,
+    table_stride,
+    num_tokens,
+    num_seqs,
+    num_pages,
+    TOPK: tl.constexpr,
+    SLOTS: tl.constexpr,
+    TOKENS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    STEPS: tl.constexpr,
+):
+    head = tl.program_id(1)
+    num_heads = tl.num_programs(1)
+    token = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
+    row, position, _ = locate(token, cu_seqlens_q, context_lens, seq_lens, num_seqs, STEPS)
+    slot = tl.arange(0, SLOTS)
+    there = (token < num_tokens)[:, None] & (slot < TOPK)[None, :]
+    ids = tl.load(
+        block_ids + head * ids_head_stride + token[:, None] * ids_token_stride + slot[None, :] * ids_slot_stride,
+        mask=there,
+        other=-1,
+    )
+    visible = tl.minimum(position[:, None] + 1 - ids * BLOCK, BLOCK)
+    chosen = (ids >= 0) & (visible > 0)
+    page = tl.load(block_table + row[:, None].to(tl.int64) * table_stride + ids, mask=chosen, other=0)
+    key = head * num_pages + page + tl.where(visible < BLOCK, num_heads * num_pages, 0)
+    ticket = tl.atomic_add(counts + key, 1, mask=chosen, sem="relaxed")
+    at = (head * num_tokens + token[:, None]) * TOPK + slot[None, :]
+    tl.store(keys + at, tl.where(chosen, key, -1), mask=there)
+    tl.store(tickets + at, ticket | (visible - 1) << _TOKEN_BITS, mask=chosen)
+
+
+@triton.jit
+def _allocate_kernel(counts, offsets, items, cursors, num_lists, item_tokens, TILE: tl.constexpr):
+    key = tl.program_id(0) * TILE + tl.arange(0, TILE)
+    count = tl.load(counts + key, mask=key < num_lists, other=0)
+    total = tl.sum(count)
+    if total > 0:
+        # Stretches may lie in any order, so a running cursor replaces a scan over all programs.
+        offset = tl.atomic_add(cursors, total, sem="relaxed") + tl.cumsum(count) - count
+        tl.store(offsets + key, offset, mask=count > 0)
+        num_items = (count + item_tokens - 1) // item_tokens
+        first_item = tl.atomic_add(cursors + 1, tl.sum(num_items), sem="relaxed") + tl.cumsum(num_items) - num_items
+        for i in range(tl.max(num_items)):
+            used = i < num_items
+            item = items + (first_item + i) * 3
+            tl.store(item, key, mask=used)
+            tl.store(item + 1, offset + i * item_tokens, mask=used)
+            tl.store(item + 2, tl.minimum(count - i * item_tokens, item_tokens), mask=used)
+
+
+@triton.jit
+def _fill_kernel(keys, place, offsets, entries, selections, num_tokens, TOPK: tl.constexpr, TILE: tl.constexpr):
+    at = tl.program_id(0) * TILE + tl.arange(0, TILE)
+    there = at < selections
+    key = tl.load(keys + at, mask=there, other=-1)
+    chosen = key >= 0
+    packed = tl.load(place + at, mask=chosen, other=0)
+    entry = tl.load(offsets + key, mask=chosen, other=0) + (packed & _TOKEN_MASK)
+    token = at // TOPK % num_tokens
+    tl.store(entries + entry, token | (packed & ~_TOKEN_MASK), mask=chosen)
+    tl.store(place + at, tl.where(chosen, entry, -1), mask=there)

@@ -1,0 +1,28 @@
+"""Where a query token belongs: the row and the position of each, found on the device."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+def search_steps(num_seqs: int) -> int:
+    """Halvings that :func:`locate` needs for this many rows."""
+    return max(1, num_seqs).bit_length()
+
+
+@triton.jit
+def locate(tokens, cu_seqlens_q, context_lens, seq_lens, num_seqs, STEPS: tl.constexpr):
+    """Row, position in its sequence and sequence length of each token. Padding has the position -1 and the length 0."""
+    low = tokens * 0  # the last row that starts at or before the token
+    high = low + num_seqs
+    for _ in tl.static_range(STEPS):
+        middle = (low + high + 1) // 2
+        starts_before = tl.load(cu_seqlens_q + middle) <= tokens
+        low = tl.where(starts_before, middle, low)
+        high = tl.where(starts_before, high, middle - 1)
+    live = low < num_seqs
+    row = tl.minimum(low, num_seqs - 1)
+    seq_len = tl.load(seq_lens + row, mask=live, other=0)
+    position = tl.load(context_lens + row, mask=live, other=0) + tokens - tl.load(cu_seqlens_q + row)
+    return row, tl.where(live & (seq_len > 0), position, -1), seq_len
