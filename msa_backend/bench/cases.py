@@ -106,6 +106,7 @@ def release() -> Iterator[Case]:
     for context in (128 * K, 1024 * K):
         yield one_rank(Case("prefill", context, new_tokens=8192))
     yield Case("prefill", 1024 * K, new_tokens=8192, fp8_index=True)
+    yield Case("prefill", 128 * K, new_tokens=8192, share=0.9)
     for new_tokens, context in ((182, 17_718), (171, 55_339), (338, 74_578), (347, 131_547), (1623, 18_007)):
         yield Case("suffix", context, new_tokens=new_tokens)
     for context, batch in ((8, 1), (32, 8), (128, 1), (128, 32), (1024, 1), (1024, 8)):
@@ -116,6 +117,7 @@ def release() -> Iterator[Case]:
         yield Case("decode", context * K, batch, fp8_index=True)
     for batch, context in ((128, 1000), (64, 5000), (128, 10_000), (32, 50_000), (8, 200_000)):
         yield Case("verify", context, batch, new_tokens=8)
+    yield Case("verify", 50_000, 32, new_tokens=8, share=0.9)
 
 
 def small() -> Iterator[Case]:

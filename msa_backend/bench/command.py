@@ -48,7 +48,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--fp8-index", action="store_true", help="index keys in e4m3; in prefill index queries too")
     parser.add_argument("--fp8-kv", action="store_true", help="keys and values in e4m3")
     parser.add_argument(
-        "--local", type=float, default=0.0, metavar="SHARE", help="of index queries common to neighbours; 0: random"
+        "--local", type=_share, metavar="SHARE", help="of index queries common to neighbours, under 1; 0: random"
     )
     parser.add_argument(
         "--run", type=_names, dest="implementations", metavar="NAME,...", help=f"of {', '.join(IMPLEMENTATIONS)}"
@@ -91,12 +91,13 @@ def _cases(options: argparse.Namespace, device: torch.device) -> list[Case]:
             dtype=options.dtype,
             fp8_index=options.fp8_index,
             fp8_kv=options.fp8_kv,
-            share=options.local,
+            share=options.local or 0.0,
         )
         modes = options.modes or ["prefill"]
         return list(grid(modes, options.contexts, options.batches, options.heads, options.new_tokens, base))
     preset = PRESETS[options.preset or ("small" if device.type == "cpu" else "release")]
-    return [replace(case, share=options.local) for case in preset() if case.mode in (options.modes or MODES)]
+    cases = [case for case in preset() if case.mode in (options.modes or MODES)]
+    return cases if options.local is None else [replace(case, share=options.local) for case in cases]
 
 
 def _measure(cases: list[Case], device: torch.device, options: argparse.Namespace) -> int:
@@ -186,6 +187,16 @@ def _size(text: str) -> int:
     if size < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is no number of tokens; write such as 4096, 8K or 1M")
     return size
+
+
+def _share(text: str) -> float:
+    try:
+        share = float(text)
+    except ValueError:
+        share = -1.0
+    if not 0 <= share < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no share; write a number from 0 to under 1, such as 0.9")
+    return share
 
 
 def _sizes(text: str) -> list[int]:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -30,18 +31,41 @@ PIECE = 2**28
 
 
 @dataclass(frozen=True)
-class Inputs:
-    """Shapes as in :mod:`msa_backend.kernels.api`. ``index_q`` holds e4m3 numbers where ``index_q_fp8`` is given."""
+class Cache:
+    """The KV cache of a batch, in the layouts of both engines. Shapes as in :mod:`msa_backend.kernels.api`."""
 
-    case: Case
-    q: Tensor
-    index_q: Tensor
-    index_q_fp8: Tensor | None
     kv_pages: Tensor
     """``[num_pages, num_kv_heads, 128, 2 * dim]``: K and V side by side, as vLLM keeps them."""
     index_k_pages: Tensor
+    block_table: Tensor
+
+    @cached_property
+    def slot_pools(self) -> list[Tensor]:
+        """K and V, each ``[num_pages * 128, num_kv_heads, dim]``: a copy as SGLang keeps them."""
+        return [x.transpose(1, 2).flatten(0, 1).contiguous() for x in self.kv_pages.chunk(2, dim=-1)]
+
+    @cached_property
+    def slot_table(self) -> Tensor:
+        """``[num_seqs, max_pages * 128]`` int32: the slot of each token of a sequence."""
+        offset = torch.arange(BLOCK_SIZE, dtype=torch.int32, device=self.block_table.device)
+        return (self.block_table[..., None] * BLOCK_SIZE + offset).flatten(1)
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Queries over a cache. ``index_q`` holds numbers of e4m3 where ``index_q_fp8``, in that dtype, is given."""
+
+    case: Case
+    cache: Cache
+    q: Tensor
+    index_q: Tensor
+    index_q_fp8: Tensor | None
     batch: Batch
     scale: float
+
+    @property
+    def kv_pages(self) -> Tensor:
+        return self.cache.kv_pages
 
     @property
     def k_pages(self) -> Tensor:
@@ -51,15 +75,17 @@ class Inputs:
     def v_pages(self) -> Tensor:
         return self.kv_pages[..., self.case.dim :]
 
+    @property
+    def index_k_pages(self) -> Tensor:
+        return self.cache.index_k_pages
 
-def make_inputs(case: Case, device: torch.device, seed: int) -> Inputs:
+
+def make_cache(case: Case, device: torch.device, seed: int) -> Cache:
     rng = torch.Generator(device).manual_seed(seed)
     dtype = DTYPES[case.dtype]
     pages = [-(-length // BLOCK_SIZE) for length in case.lengths]
     num_pages = sum(pages)
-
     order = torch.randperm(num_pages, generator=rng, device=device).int().split(pages)
-    block_table = torch.nn.utils.rnn.pad_sequence(order, batch_first=True)
 
     kv_dtype = torch.float8_e4m3fn if case.fp8_kv else dtype
     index_dtype = torch.float8_e4m3fn if case.fp8_index else dtype
@@ -71,7 +97,14 @@ def make_inputs(case: Case, device: torch.device, seed: int) -> Inputs:
         if end := length % BLOCK_SIZE:
             kv_pages[row[-1], :, end:] = GARBAGE
             index_k_pages[row[-1], end:] = GARBAGE
+    return Cache(kv_pages, index_k_pages, torch.nn.utils.rnn.pad_sequence(order, batch_first=True))
 
+
+def make_inputs(case: Case, cache: Cache, seed: int) -> Inputs:
+    """New queries over a cache."""
+    device = cache.block_table.device
+    rng = torch.Generator(device).manual_seed(seed)
+    dtype = DTYPES[case.dtype]
     index_q = torch.cat([_index_queries(case, rng, device) for _ in case.lengths])
     index_q_fp8 = None
     if case.fp8_index_q:  # a scale per (token, head) changes no order of blocks, so it need not be kept
@@ -81,16 +114,15 @@ def make_inputs(case: Case, device: torch.device, seed: int) -> Inputs:
     lengths = torch.tensor(case.lengths, dtype=torch.int32)
     return Inputs(
         case=case,
+        cache=cache,
         q=torch.empty(case.num_tokens, case.num_heads, case.dim, dtype=dtype, device=device).normal_(generator=rng),
         index_q=index_q.to(dtype),
         index_q_fp8=index_q_fp8,
-        kv_pages=kv_pages,
-        index_k_pages=index_k_pages,
         batch=Batch(
             cu_seqlens_q=(torch.arange(case.batch + 1, dtype=torch.int32) * case.new_tokens).to(device),
             seq_lens=lengths.to(device),
             context_lens=(lengths - case.new_tokens).to(device),
-            block_table=block_table,
+            block_table=cache.block_table,
             max_query_len=case.new_tokens,
             max_seq_len=max(case.lengths),
         ),

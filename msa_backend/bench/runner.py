@@ -59,15 +59,14 @@ class Setup:
 
 def run(case: Case, setup: Setup) -> CaseResults:
     names = list(setup.names)
-    sets = [inputs.make_inputs(case, setup.device, seed=0)]
-    sets += [inputs.make_inputs(case, setup.device, seed) for seed in range(1, _wanted_sets(sets[0]))]
+    sets = _make_sets(case, setup.device)
 
     # The selection that all attend by: of the first implementation whose own is right.
     results = {name: Result(name) for name in names}
-    given: list[Tensor] | None = None
+    given: list[Any] | None = None
     for name in names:
-        ids = _checked_selection(results[name], sets)
-        given = given or ids
+        if _selects_rightly(results[name], sets[0]) and given is None:
+            given = [_select(name, one) for one in sets]
     if given is None:
         return CaseResults(case, list(results.values()), None, len(sets))
     of_sparse = counts.sparse_attention(case, inputs.distinct_blocks(given[0], sets[0]))
@@ -78,46 +77,56 @@ def run(case: Case, setup: Setup) -> CaseResults:
     return CaseResults(case, list(results.values()), inputs.overlap(given[0], sets[0]), len(sets))
 
 
-def _wanted_sets(first: Inputs) -> int:
-    if first.q.device.type == "cpu":
-        return 1
-    case = first.case
-    tensors = (first.q, first.index_q, first.kv_pages, first.index_k_pages)
-    held = sum(x.numel() * x.element_size() for x in tensors)
-    # What the thriftiest implementation touches: all index keys, but of K and V only what one token chose.
-    touched = held - first.kv_pages.numel() * first.kv_pages.element_size()
-    touched += case.batch * case.num_kv_heads * case.topk * BLOCK_SIZE * 2 * case.dim * first.kv_pages.element_size()
-    cache_bytes = torch.cuda.get_device_properties(first.q.device).L2_cache_size
-    fit = int(MEMORY_SHARE * torch.cuda.mem_get_info(first.q.device)[0] / held)
-    return max(1, min(-(-4 * cache_bytes // touched), MOST_SETS, fit))
+def _make_sets(case: Case, device: torch.device) -> list[Inputs]:
+    """As many as it takes for each stage, called on them in turns, to find nothing in the processor's cache.
+
+    Selection reads the index keys, so there are several KV caches where those are few. Attention reads of K and V
+    what was chosen: where that is little, several sets of queries choose from one KV cache.
+    """
+    first = inputs.make_cache(case, device, seed=0)
+    if device.type == "cpu":
+        return [inputs.make_inputs(case, first, seed=0)]
+    held = _bytes(first.kv_pages) + _bytes(first.index_k_pages)
+    block = BLOCK_SIZE * 2 * case.dim * first.kv_pages.element_size()
+    attended = case.batch * case.num_kv_heads * case.topk * block  # at least: if all tokens of a sequence agree
+    attended += 2 * case.num_tokens * case.num_heads * case.dim * counts.ITEM_SIZE[case.dtype]
+    rotated = 4 * torch.cuda.get_device_properties(device).L2_cache_size
+    fit = max(1, int(MEMORY_SHARE * torch.cuda.mem_get_info(device)[0] / held))
+    caches = min(-(-rotated // _bytes(first.index_k_pages)), MOST_SETS, fit)
+    count = max(caches, min(-(-rotated // attended), MOST_SETS))
+    made = [first, *(inputs.make_cache(case, device, seed) for seed in range(1, caches))]
+    return [inputs.make_inputs(case, made[i % caches], seed=MOST_SETS + i) for i in range(count)]
 
 
-def _checked_selection(result: Result, sets: list[Inputs]) -> list[Tensor] | None:
-    """The selection for every set, if the implementation selects, and rightly."""
-    module = baselines.load(result.name)
-    case = sets[0].case
+def _bytes(x: Tensor) -> int:
+    return x.numel() * x.element_size()
+
+
+def _select(name: str, one: Inputs) -> Any:
+    """None if the implementation is dense."""
+    select = baselines.load(name).bind(one, None).select
+    return select() if select else None
+
+
+def _selects_rightly(result: Result, one: Inputs) -> bool:
     try:
-        found = []
-        for one in sets:
-            select = module.bind(one, None).select
-            if select is None:
-                return None
-            found.append(select())
-        result.selection_error = check.selection_error(found[0], sets[0])
+        found = _select(result.name, one)
+        if found is None:
+            return False
+        result.selection_error = check.selection_error(found, one)
     except UnsupportedCaseError as reason:
         result.trouble = str(reason)
-        return None
+        return False
     except Exception as error:  # whatever a kernel, a compiler or an allocator raises; the others go on
         result.trouble = _failed(error)
-        return None
-    tolerance = check.SELECTION_TOLERANCE["fp8" if case.fp8_index_q else case.dtype]
+        return False
+    tolerance = check.SELECTION_TOLERANCE["fp8" if one.case.fp8_index_q else one.case.dtype]
     if not result.selection_error <= tolerance:
         _call_wrong(result, f"selection is off by {result.selection_error:.1e}, allowed {tolerance:.0e}")
-        return None
-    return found
+    return not result.wrong
 
 
-def _time(result: Result, sets: list[Inputs], given: list[Tensor], of_sparse: counts.Work, setup: Setup) -> None:
+def _time(result: Result, sets: list[Inputs], given: list[Any], of_sparse: counts.Work, setup: Setup) -> None:
     module = baselines.load(result.name)
     case = sets[0].case
     try:

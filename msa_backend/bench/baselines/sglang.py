@@ -35,11 +35,8 @@ def bind(inputs: Inputs, block_ids: Tensor | None) -> Bound:
         raise UnsupportedCaseError("SGLang's kernels take 16-bit queries only")
     index_q = inputs.index_q if inputs.index_q_fp8 is None else inputs.index_q_fp8
     index_k = inputs.index_k_pages.view(-1, 1, case.dim)
-    k, v = (
-        pages.transpose(1, 2).reshape(-1, case.num_kv_heads, case.dim) for pages in (inputs.k_pages, inputs.v_pages)
-    )
-    slot_of_page = batch.block_table[..., None] * BLOCK_SIZE
-    slots = (slot_of_page + torch.arange(BLOCK_SIZE, device=k.device, dtype=torch.int32)).flatten(1)
+    k, v = inputs.cache.slot_pools
+    slots = inputs.cache.slot_table
     rows = torch.arange(case.batch, device=k.device)
 
     if case.mode == "decode":
