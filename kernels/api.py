@@ -9,18 +9,12 @@ All errors are raised from shapes and dtypes alone, without waiting for the devi
 
 from __future__ import annotations
 
-from types import ModuleType
-
 import torch
 from torch import Tensor
 
-from . import checks, cpu
+from . import checks
 from .batch import Batch
-
-
-def implementation(device: torch.device) -> ModuleType:
-    """The module whose operations run on ``device``; the only place that chooses."""
-    return cpu
+from .dispatch import choose
 
 
 def write_cache(
@@ -49,9 +43,65 @@ def write_cache(
         ValueError: shapes, dtypes or scales that do not fit together.
     """
     checks.check_write_cache(k, v, index_k, k_pages, v_pages, index_k_pages, slot_mapping, k_scale, v_scale)
-    implementation(k.device).write_cache(
+    choose(k.device).module.write_cache(
         k, v, index_k, k_pages, v_pages, index_k_pages, slot_mapping, k_scale=k_scale, v_scale=v_scale
     )
+
+
+def norm_rope_write(
+    projected: Tensor,
+    positions: Tensor,
+    cos_sin_cache: Tensor,
+    q_weight: Tensor,
+    k_weight: Tensor,
+    index_q_weight: Tensor,
+    index_k_weight: Tensor,
+    k_pages: Tensor,
+    v_pages: Tensor,
+    index_k_pages: Tensor,
+    slot_mapping: Tensor,
+    *,
+    num_heads: int,
+    eps: float,
+    k_scale: float = 1.0,
+    v_scale: float = 1.0,
+    index_q_dtype: torch.dtype | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Make a sparse layer's queries, and write its keys and values, from its one fused projection.
+
+    Queries, keys, index queries and the index key are RMS-normed head by head, Gemma style (weight + 1), and their
+    first ``rotary_dim`` channels are rotated, half-split (NeoX), all in fp32 with one rounding at the end. Values are
+    written as they are. Tokens of a negative slot are computed too, but written nowhere.
+
+    Args:
+        projected: ``[num_tokens, num_heads * head_dim + 2 * num_kv_heads * head_dim + (num_kv_heads + 1) * index_dim]``
+            fp16, bf16 or fp32: queries, keys, values, index queries, index key. Its last axis is contiguous.
+        positions: ``[num_tokens]`` int64, contiguous; those outside of ``cos_sin_cache`` are taken for the nearest.
+        cos_sin_cache: ``[max_positions, rotary_dim]``, any float dtype: cosines, then sines, as vLLM keeps them.
+        q_weight, k_weight: ``[head_dim]``, contiguous, the norms' weights, less 1 as the checkpoint has them.
+        index_q_weight, index_k_weight: ``[index_dim]``, likewise.
+        k_pages, v_pages, index_k_pages, slot_mapping, k_scale, v_scale: as in :func:`write_cache`.
+        num_heads: query heads. There are as many index query heads as KV heads.
+        eps: of the norms.
+        index_q_dtype: of the index queries, ``projected``'s if None. With ``torch.float8_e4m3fn`` each token and head
+            is scaled so that its largest channel is 448, which leaves the order of its blocks as it was.
+
+    Returns:
+        ``[num_tokens, num_heads, head_dim]`` queries in ``projected``'s dtype, and
+        ``[num_tokens, num_kv_heads, index_dim]`` index queries.
+
+    Raises:
+        ValueError: shapes, dtypes or scales that do not fit together.
+    """
+    checks.check_norm_rope_write(
+        projected, positions, cos_sin_cache, q_weight, k_weight, index_q_weight, index_k_weight,
+        k_pages, v_pages, index_k_pages, slot_mapping, num_heads, k_scale, v_scale, index_q_dtype,
+    )  # fmt: skip
+    return choose(projected.device).module.norm_rope_write(
+        projected, positions, cos_sin_cache, q_weight, k_weight, index_q_weight, index_k_weight,
+        k_pages, v_pages, index_k_pages, slot_mapping,
+        num_heads=num_heads, eps=eps, k_scale=k_scale, v_scale=v_scale, index_q_dtype=index_q_dtype,
+    )  # fmt: skip
 
 
 def select_blocks(
@@ -82,7 +132,7 @@ def select_blocks(
         ValueError: shapes or dtypes that do not fit together, or ``topk`` less than the blocks that are forced in.
     """
     checks.check_select_blocks(index_q, index_k_pages, topk, init_blocks, local_blocks)
-    return implementation(index_q.device).select_blocks(
+    return choose(index_q.device).module.select_blocks(
         index_q, index_k_pages, batch, topk=topk, init_blocks=init_blocks, local_blocks=local_blocks
     )
 
@@ -119,6 +169,6 @@ def sparse_attention(
         ValueError: shapes, dtypes or scales that do not fit together.
     """
     checks.check_sparse_attention(q, k_pages, v_pages, block_ids, k_scale, v_scale, out)
-    return implementation(q.device).sparse_attention(
+    return choose(q.device).module.sparse_attention(
         q, k_pages, v_pages, block_ids, batch, scale=scale, k_scale=k_scale, v_scale=v_scale, out=out
     )

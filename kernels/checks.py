@@ -28,8 +28,7 @@ def check_write_cache(
     for name, x in (("k", k), ("v", v)):
         _check_dtype(name, x, COMPUTE_DTYPES)
         _check_shape(name, x, (num_tokens, num_kv_heads, head_dim), "one vector a slot and KV head of the cache")
-    if slot_mapping.dtype != torch.int64:
-        raise ValueError(f"slot_mapping is {slot_mapping.dtype}, but must be torch.int64; convert it")
+    _check_int64("slot_mapping", slot_mapping)
     if (index_k is None) != (index_k_pages is None):
         given, missing = ("index_k_pages", "index_k") if index_k is None else ("index_k", "index_k_pages")
         raise ValueError(f"{given} is given but {missing} is None; give both for a sparse layer, neither for a dense")
@@ -37,6 +36,58 @@ def check_write_cache(
         _check_index_pages(index_k_pages)
         _check_dtype("index_k", index_k, COMPUTE_DTYPES)
         _check_shape("index_k", index_k, (num_tokens, index_k_pages.shape[2]), "one vector a slot")
+
+
+def check_norm_rope_write(
+    projected: Tensor,
+    positions: Tensor,
+    cos_sin_cache: Tensor,
+    q_weight: Tensor,
+    k_weight: Tensor,
+    index_q_weight: Tensor,
+    index_k_weight: Tensor,
+    k_pages: Tensor,
+    v_pages: Tensor,
+    index_k_pages: Tensor,
+    slot_mapping: Tensor,
+    num_heads: int,
+    k_scale: float,
+    v_scale: float,
+    index_q_dtype: torch.dtype | None,
+) -> None:
+    _check_kv_pages(k_pages, v_pages, k_scale, v_scale)
+    _check_index_pages(index_k_pages)
+    _, num_kv_heads, _, head_dim = k_pages.shape
+    index_dim = index_k_pages.shape[2]
+    num_tokens = slot_mapping.shape[0]
+    width = (num_heads + 2 * num_kv_heads) * head_dim + (num_kv_heads + 1) * index_dim
+    meaning = f"{num_heads} query, {num_kv_heads} key, value and index query heads and an index key for each slot"
+    _check_dtype("projected", projected, COMPUTE_DTYPES)
+    _check_shape("projected", projected, (num_tokens, width), meaning)
+    _check_int64("slot_mapping", slot_mapping)
+    _check_int64("positions", positions)
+    _check_shape("positions", positions, (num_tokens,), "one a slot")
+    for name, weight, dim in (
+        ("q_weight", q_weight, head_dim),
+        ("k_weight", k_weight, head_dim),
+        ("index_q_weight", index_q_weight, index_dim),
+        ("index_k_weight", index_k_weight, index_dim),
+    ):
+        _check_shape(name, weight, (dim,), "one factor a channel")
+    rotary_dim = cos_sin_cache.shape[-1]
+    if cos_sin_cache.dim() != 2 or rotary_dim % 2 or not 0 < rotary_dim <= min(head_dim, index_dim):
+        raise ValueError(
+            f"cos_sin_cache has shape {tuple(cos_sin_cache.shape)}, but must be (max_positions, rotary_dim) with an "
+            f"even rotary_dim of at most {min(head_dim, index_dim)}, the channels of a head; pass cosines, then sines"
+        )
+    if index_q_dtype not in (None, projected.dtype, torch.float8_e4m3fn):
+        raise ValueError(
+            f"index_q_dtype is {index_q_dtype}, but must be torch.float8_e4m3fn or {projected.dtype} like projected; "
+            "leave it out"
+        )
+    for name, x in (("projected", projected), ("positions", positions), ("slot_mapping", slot_mapping)):
+        if x.stride(-1) != 1:
+            raise ValueError(f"{name} has stride {x.stride(-1)} on its last axis, but must have 1; make it contiguous")
 
 
 def check_select_blocks(index_q: Tensor, index_k_pages: Tensor, topk: int, init_blocks: int, local_blocks: int) -> None:
@@ -135,6 +186,11 @@ def _check_cache(name: str, pages: Tensor) -> None:
 def _check_dtype(name: str, x: Tensor, allowed: tuple[torch.dtype, ...]) -> None:
     if x.dtype not in allowed:
         raise ValueError(f"{name} is {x.dtype}, but must be one of {', '.join(map(str, allowed))}; convert it")
+
+
+def _check_int64(name: str, x: Tensor) -> None:
+    if x.dtype != torch.int64:
+        raise ValueError(f"{name} is {x.dtype}, but must be torch.int64; convert it")
 
 
 def _check_shape(name: str, x: Tensor, shape: tuple[int, ...], meaning: str) -> None:

@@ -49,6 +49,35 @@ def rows(batch: Batch) -> Iterator[Row]:
         )
 
 
+def norm_rope(
+    x: Tensor,
+    weight: Tensor,
+    positions: Tensor,
+    cos_sin_cache: Tensor,
+    *,
+    eps: float,
+    dtype: torch.dtype = torch.float64,
+) -> Tensor:
+    """RMS-norm each head, Gemma style, then rotate its first channels, half-split (NeoX).
+
+    Args:
+        x: ``[num_tokens, num_heads, dim]``.
+        weight: ``[dim]``, what the norm multiplies by less 1.
+        positions: ``[num_tokens]``; those outside of the cache are taken for the nearest inside.
+        cos_sin_cache: ``[max_positions, rotary_dim]``, the cosines of ``rotary_dim / 2`` angles, then their sines.
+
+    Returns:
+        ``[num_tokens, num_heads, dim]`` in ``dtype``.
+    """
+    x = x.to(dtype)
+    x = x * (x.square().mean(dim=-1, keepdim=True) + eps).rsqrt() * (weight.to(dtype) + 1)
+    max_positions, rotary_dim = cos_sin_cache.shape
+    angles = cos_sin_cache[positions.clamp(0, max_positions - 1)].to(dtype)[:, None]
+    cos, sin = angles.chunk(2, dim=-1)
+    first, second = x[..., :rotary_dim].chunk(2, dim=-1)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin, x[..., rotary_dim:]), dim=-1)
+
+
 def block_scores(index_q: Tensor, index_k_pages: Tensor, batch: Batch, *, dtype: torch.dtype = torch.float64) -> Tensor:
     """The score of a block: the largest ``index_q . index_k`` over the tokens of it that the query sees.
 

@@ -39,6 +39,7 @@ class Report:
     versions: dict[str, str | None] = field(default_factory=dict)
     supported: dict[str, str] = field(default_factory=dict)
     device: str = "unknown: torch is not installed"
+    kernels: str = "unknown: torch is not installed"
     entry_point: str | None = None
     disabled: bool = False
     excluded: bool = False
@@ -91,6 +92,9 @@ def _find_device(report: Report) -> None:
         report.device = f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}, capability {major}.{minor}"
     else:
         report.device = f"CPU, {platform.machine()}, {os.cpu_count()} cores"
+    from msa_backend.kernels.dispatch import choose
+
+    report.kernels = choose(torch.device("cuda" if torch.cuda.is_available() else "cpu")).why
 
 
 def _find_entry_point(report: Report) -> None:
@@ -160,6 +164,7 @@ def _lines(report: Report) -> Iterator[str]:
         tested = report.supported.get(name)
         yield f"{name:<14}{version or 'not installed'}" + (f"  (tested: {tested})" if tested else "")
     yield f"{'device':<14}{report.device}"
+    yield f"{'kernels':<14}{report.kernels}"
     yield f"{'entry point':<14}{report.entry_point or 'missing'}"
     for patch in report.patches:
         yield f"{'patch':<14}{patch['name']}: {patch['status']}"

@@ -2,6 +2,7 @@
 
 from .attend import sparse_attention
 from .cache import write_cache
+from .norm_rope_write import norm_rope_write
 from .select import select_blocks
 
-__all__ = ["select_blocks", "sparse_attention", "write_cache"]
+__all__ = ["norm_rope_write", "select_blocks", "sparse_attention", "write_cache"]

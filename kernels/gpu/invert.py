@@ -5,7 +5,7 @@ gets a stretch of one long list, and is cut into work items. *Fill*: each select
 place its ticket says.
 
 Lists go by page, not by block of a sequence: sequences that share a prefix share its pages, and one load serves them
-all. Selections of a token's own, partly visible block have lists apart, so that all others need no mask.
+all. Selections of a token's own, partly visible block are listed apart, so that all others need no mask.
 """
 
 from __future__ import annotations
@@ -24,36 +24,47 @@ TOKEN_BITS = 24
 """Bits of a packed entry that hold the token; 7 above them hold how much of the block it sees."""
 _TOKEN_MASK = tl.constexpr((1 << TOKEN_BITS) - 1)
 _TOKEN_BITS = tl.constexpr(TOKEN_BITS)
+_ELSEWHERE = tl.constexpr(-2)
 
-ALLOCATE_TILE = 1024
+ALLOCATE_TILE = 256
 FILL_TILE = 1024
 COUNT_TOKENS = 16
+LIST_TOKENS = 256
+"""Where few pages are chosen by many tokens, each page gets several lists of about this length: tokens that draw their
+tickets from one counter wait for each other."""
+MAX_LISTS_OF_A_PAGE = 16
 
 
 class Inverse(NamedTuple):
-    """The tokens of each (KV head, page).
+    """The tokens of each (KV head, page), in work items.
 
     Attributes:
-        entries: ``[num_kv_heads * num_tokens * topk]`` int32, list after list: ``token | (visible - 1) << 24``.
-        place: ``[num_kv_heads, num_tokens, topk]`` int32, where in ``entries`` each selection stands; -1 for none.
-        items: ``[max_items, 3]`` int32, work items: ``list, first entry, number of entries``, where list is
-            ``kv_head * num_pages + page``, plus ``num_kv_heads * num_pages`` if the block is partly visible.
-        cursors: ``[2]`` int32: entries and items in use.
+        entries: ``[max_entries]`` int32, list after list: ``token | (visible - 1) << 24``. Each list starts at a
+            multiple of ``tile_tokens``; what lies between them is undefined.
+        place: ``[num_kv_heads, num_tokens, topk]`` int32, where in ``entries`` each selection stands;
+            -1 for none, -2 for those of tokens that are left to another kernel.
+        items: ``[2, max_items, 3]`` int32, work items ``kv_head * num_pages + page, first entry, number of entries``;
+            first those of blocks wholly visible to their queries, then the others.
+        num_items: ``[2]`` int32 of each.
     """
 
     entries: Tensor
     place: Tensor
     items: Tensor
-    cursors: Tensor
+    num_items: Tensor
 
 
-def invert(block_ids: Tensor, batch: Batch, *, num_pages: int, item_tokens: int) -> Inverse:
+def invert(
+    block_ids: Tensor, batch: Batch, *, num_pages: int, item_tokens: int, tile_tokens: int, near_blocks: int
+) -> Inverse:
     """Build the lists.
 
     Args:
         block_ids: ``[num_kv_heads, num_tokens, topk]`` int32, -1 for none.
         num_pages: pages of the cache.
-        item_tokens: most entries in a work item.
+        item_tokens: most entries in a work item; a multiple of ``tile_tokens``.
+        tile_tokens: entries that are worked on together.
+        near_blocks: tokens that see no more blocks than this are left out.
 
     Raises:
         ValueError: more tokens in a step than fit in a packed entry.
@@ -61,16 +72,21 @@ def invert(block_ids: Tensor, batch: Batch, *, num_pages: int, item_tokens: int)
     num_heads, num_tokens, topk = block_ids.shape
     if num_tokens >= 1 << TOKEN_BITS:
         raise ValueError(f"{num_tokens} query tokens in one step, but at most {(1 << TOKEN_BITS) - 1}; use chunks")
+    device = block_ids.device
     selections = num_heads * num_tokens * topk
-    num_lists = 2 * num_heads * num_pages
+    num_blocks = batch.num_seqs * triton.cdiv(batch.max_seq_len, BLOCK_SIZE)
+    lists_of_a_page = min(MAX_LISTS_OF_A_PAGE, max(1, num_tokens * topk // (num_blocks * LIST_TOKENS)))
+    num_lists = lists_of_a_page * num_heads * num_pages
+    max_used_lists = min(lists_of_a_page * num_heads * min(num_pages, num_blocks), selections)
+
     # One allocation, zeroed by one launch: a counter for every list, then the cursors.
-    zeroed = torch.zeros(num_lists + 2, dtype=torch.int32, device=block_ids.device)
-    counts, cursors = zeroed[:num_lists], zeroed[num_lists:]
+    zeroed = torch.zeros(2 * num_lists + 3, dtype=torch.int32, device=device)
+    counts, cursors = zeroed[: 2 * num_lists], zeroed[2 * num_lists :]
     offsets = torch.empty_like(counts)
-    keys, place = torch.empty(2, num_heads, num_tokens, topk, dtype=torch.int32, device=block_ids.device)
-    entries = torch.empty(selections, dtype=torch.int32, device=block_ids.device)
-    max_items = selections // item_tokens + min(num_lists, selections)
-    items = torch.empty(max_items, 3, dtype=torch.int32, device=block_ids.device)
+    keys, place = torch.empty(2, num_heads, num_tokens, topk, dtype=torch.int32, device=device)
+    entries = torch.empty(selections + 2 * max_used_lists * (tile_tokens - 1), dtype=torch.int32, device=device)
+    max_items = triton.cdiv(selections, item_tokens) + max_used_lists
+    items = torch.empty(2, max_items, 3, dtype=torch.int32, device=device)
 
     _count_kernel[(triton.cdiv(num_tokens, COUNT_TOKENS), num_heads)](
         block_ids,
@@ -88,19 +104,31 @@ def invert(block_ids: Tensor, batch: Batch, *, num_pages: int, item_tokens: int)
         num_tokens,
         batch.num_seqs,
         num_pages,
+        num_lists,
+        triton.cdiv(num_tokens, lists_of_a_page),
+        near_blocks,
         TOPK=topk,
         SLOTS=triton.next_power_of_2(topk),
         TOKENS=COUNT_TOKENS,
         BLOCK=BLOCK_SIZE,
         STEPS=search_steps(batch.num_seqs),
     )
-    _allocate_kernel[(triton.cdiv(num_lists, ALLOCATE_TILE),)](
-        counts, offsets, items, cursors, num_lists, item_tokens, TILE=ALLOCATE_TILE
+    _allocate_kernel[(triton.cdiv(num_lists, ALLOCATE_TILE), 2)](
+        counts,
+        offsets,
+        items,
+        cursors,
+        num_lists,
+        num_heads * num_pages,
+        max_items,
+        item_tokens,
+        TILE=ALLOCATE_TILE,
+        ALIGN=tile_tokens,
     )
     _fill_kernel[(triton.cdiv(selections, FILL_TILE),)](
         keys, place, offsets, entries, selections, num_tokens, TOPK=topk, TILE=FILL_TILE
     )
-    return Inverse(entries, place, items, cursors)
+    return Inverse(entries, place, items, cursors[1:])
 
 
 @triton.jit
@@ -120,6 +148,9 @@ def _count_kernel(
     num_tokens,
     num_seqs,
     num_pages,
+    num_lists,
+    list_tokens,
+    near_blocks,
     TOPK: tl.constexpr,
     SLOTS: tl.constexpr,
     TOKENS: tl.constexpr,
@@ -138,32 +169,48 @@ def _count_kernel(
         other=-1,
     )
     visible = tl.minimum(position[:, None] + 1 - ids * BLOCK, BLOCK)
-    chosen = (ids >= 0) & (visible > 0)
+    far = (position >= near_blocks * BLOCK)[:, None]
+    chosen = far & (ids >= 0) & (visible > 0)
     page = tl.load(block_table + row[:, None].to(tl.int64) * table_stride + ids, mask=chosen, other=0)
-    key = head * num_pages + page + tl.where(visible < BLOCK, num_heads * num_pages, 0)
+    page = tl.minimum(tl.maximum(page, 0), num_pages - 1)
+    key = ((token // list_tokens)[:, None] * num_heads + head) * num_pages + page
+    key += tl.where(visible < BLOCK, num_lists, 0)
     ticket = tl.atomic_add(counts + key, 1, mask=chosen, sem="relaxed")
     at = (head * num_tokens + token[:, None]) * TOPK + slot[None, :]
-    tl.store(keys + at, tl.where(chosen, key, -1), mask=there)
+    none = tl.where(far | (position < 0)[:, None], -1, _ELSEWHERE)
+    tl.store(keys + at, tl.where(chosen, key, none), mask=there)
     tl.store(tickets + at, ticket | (visible - 1) << _TOKEN_BITS, mask=chosen)
 
 
 @triton.jit
-def _allocate_kernel(counts, offsets, items, cursors, num_lists, item_tokens, TILE: tl.constexpr):
-    key = tl.program_id(0) * TILE + tl.arange(0, TILE)
-    count = tl.load(counts + key, mask=key < num_lists, other=0)
-    total = tl.sum(count)
-    if total > 0:
+def _allocate_kernel(
+    counts,
+    offsets,
+    items,
+    cursors,
+    num_lists,
+    num_keys,
+    max_items,
+    item_tokens,
+    TILE: tl.constexpr,
+    ALIGN: tl.constexpr,
+):
+    kind = tl.program_id(1)
+    list_id = tl.program_id(0) * TILE + tl.arange(0, TILE)
+    count = tl.load(counts + kind * num_lists + list_id, mask=list_id < num_lists, other=0)
+    if tl.max(count) > 0:
         # Stretches may lie in any order, so a running cursor replaces a scan over all programs.
-        offset = tl.atomic_add(cursors, total, sem="relaxed") + tl.cumsum(count) - count
-        tl.store(offsets + key, offset, mask=count > 0)
+        space = (count + ALIGN - 1) // ALIGN * ALIGN
+        offset = tl.atomic_add(cursors, tl.sum(space), sem="relaxed") + tl.cumsum(space) - space
+        tl.store(offsets + kind * num_lists + list_id, offset, mask=count > 0)
         num_items = (count + item_tokens - 1) // item_tokens
-        first_item = tl.atomic_add(cursors + 1, tl.sum(num_items), sem="relaxed") + tl.cumsum(num_items) - num_items
+        first = tl.atomic_add(cursors + 1 + kind, tl.sum(num_items), sem="relaxed")
+        item = items + (kind * max_items + first + tl.cumsum(num_items) - num_items) * 3
         for i in range(tl.max(num_items)):
             used = i < num_items
-            item = items + (first_item + i) * 3
-            tl.store(item, key, mask=used)
-            tl.store(item + 1, offset + i * item_tokens, mask=used)
-            tl.store(item + 2, tl.minimum(count - i * item_tokens, item_tokens), mask=used)
+            tl.store(item + i * 3, list_id % num_keys, mask=used)
+            tl.store(item + i * 3 + 1, offset + i * item_tokens, mask=used)
+            tl.store(item + i * 3 + 2, tl.minimum(count - i * item_tokens, item_tokens), mask=used)
 
 
 @triton.jit
@@ -176,4 +223,4 @@ def _fill_kernel(keys, place, offsets, entries, selections, num_tokens, TOPK: tl
     entry = tl.load(offsets + key, mask=chosen, other=0) + (packed & _TOKEN_MASK)
     token = at // TOPK % num_tokens
     tl.store(entries + entry, token | (packed & ~_TOKEN_MASK), mask=chosen)
-    tl.store(place + at, tl.where(chosen, entry, -1), mask=there)
+    tl.store(place + at, tl.where(chosen, entry, key), mask=there)

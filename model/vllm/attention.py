@@ -17,7 +17,7 @@ from vllm.model_executor.layers.linear import (
 from vllm.model_executor.layers.rotary_embedding import get_rope
 from vllm.utils.torch_utils import kv_cache_dtype_str_to_dtype
 
-from msa_backend.vllm.layer import MSAAttention
+from msa_backend.vllm.layer import MSAAttention, NormRope
 
 from ..config import M3Config
 
@@ -134,6 +134,9 @@ class M3SparseAttention(_M3Attention):
 
     def forward(self, positions: torch.Tensor, hidden_states: torch.Tensor) -> torch.Tensor:
         projected, _ = self.qkv_proj(hidden_states)
+        if self.attn.is_triton:
+            output, _ = self.o_proj(self.attn.forward_projected(projected, positions, self._norm_rope()))
+            return output
         kv_size = self.num_kv_heads * self.head_dim
         index_size = self.num_kv_heads * self.index_dim
         query, key, value, index_query, index_key = projected.split(
@@ -145,6 +148,16 @@ class M3SparseAttention(_M3Attention):
         )
         output, _ = self.o_proj(self.attn(query, key, value, index_query, index_key))
         return output
+
+    def _norm_rope(self) -> NormRope:
+        return NormRope(
+            self.rotary_emb.cos_sin_cache,
+            self.q_norm.weight,
+            self.k_norm.weight,
+            self.index_q_norm.weight,
+            self.index_k_norm.weight,
+            self.q_norm.variance_epsilon,
+        )
 
 
 def _norm_heads(norm: nn.Module, x: torch.Tensor, head_dim: int) -> torch.Tensor:

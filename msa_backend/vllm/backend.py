@@ -11,14 +11,14 @@ from msa_backend.config import HEAD_DIM
 from msa_backend.kernels.batch import BLOCK_SIZE
 from msa_backend.names import BACKEND_NAME
 
-from .metadata import MSAMetadataBuilder
+from .metadata import IndexKeyMetadataBuilder, MSAMetadataBuilder
 
 
 class MSABackend(AttentionBackend):
     """MiniMax Sparse Attention over pages of 128 tokens, one page a sparse block.
 
-    Both caches of a sparse layer, K/V and index keys, name it as their backend, so vLLM gives both the
-    same block table and slot mapping.
+    The index keys' cache names a backend of the same kind, so vLLM gives both caches of a sparse layer the same
+    block table and slot mapping.
     """
 
     supported_dtypes: ClassVar[list[torch.dtype]] = [torch.float16, torch.bfloat16, torch.float32]
@@ -46,6 +46,14 @@ class MSABackend(AttentionBackend):
     @classmethod
     def is_sparse(cls) -> bool:
         return True
+
+
+class IndexKeyBackend(MSABackend):
+    """Of the cache of index keys, which ``MSAAttention`` reads and writes by the metadata of its K/V cache."""
+
+    @staticmethod
+    def get_builder_cls() -> type[IndexKeyMetadataBuilder]:
+        return IndexKeyMetadataBuilder
 
 
 class MSAImpl(AttentionImplBase):

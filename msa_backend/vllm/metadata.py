@@ -15,6 +15,7 @@ from vllm.v1.attention.backend import (
 from vllm.v1.attention.backends.utils import split_decodes_and_prefills
 
 from msa_backend.kernels.batch import Batch
+from msa_backend.kernels.dispatch import choose
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -43,14 +44,22 @@ class MSAMetadata(AttentionMetadata):
 class MSAMetadataBuilder(AttentionMetadataBuilder[MSAMetadata]):
     """Splits a step into decode and prefill rows. Draft tokens to verify count as decode."""
 
-    # The torch path reads lengths on the host, which no CUDA graph can record.
-    _cudagraph_support: ClassVar[AttentionCGSupport] = AttentionCGSupport.NEVER
-
     def __init__(
         self, kv_cache_spec: KVCacheSpec, layer_names: list[str], vllm_config: VllmConfig, device: torch.device
     ) -> None:
         super().__init__(kv_cache_spec, layer_names, vllm_config, device)
         self._init_reorder_batch_threshold(1, supports_spec_as_decode=True)
+        # A CUDA graph reads from where it was recorded. All else it reads lies in vLLM's own lasting buffers.
+        self._context_lens = torch.zeros(
+            vllm_config.scheduler_config.max_num_batched_tokens, dtype=torch.int32, device=device
+        )
+
+    @classmethod
+    def get_cudagraph_support(cls, vllm_config: VllmConfig, kv_cache_spec: KVCacheSpec) -> AttentionCGSupport:
+        # The torch path reads lengths on the host, which no CUDA graph can record; the Triton kernels never do.
+        # Prefill rows stay outside: their grids follow from the step's longest row.
+        on_gpu = choose(torch.device(vllm_config.device_config.device_type)).is_triton
+        return AttentionCGSupport.UNIFORM_BATCH if on_gpu else AttentionCGSupport.NEVER
 
     def build(
         self, common_prefix_len: int, common_attn_metadata: CommonAttentionMetadata, fast_build: bool = False
@@ -59,28 +68,52 @@ class MSAMetadataBuilder(AttentionMetadataBuilder[MSAMetadata]):
         num_decodes, num_prefills, num_decode_tokens, _ = split_decodes_and_prefills(
             common, decode_threshold=self.reorder_batch_threshold, require_uniform=True
         )
+        context_lens = self._context_lens[: common.num_reqs]
+        context_lens.copy_(common.compute_num_computed_tokens(), non_blocking=True)
         return MSAMetadata(
             slot_mapping=common.slot_mapping,
             num_tokens=common.num_actual_tokens,
             num_decode_tokens=num_decode_tokens,
-            decode=_rows(common, 0, num_decodes),
-            prefill=_rows(common, num_decodes, num_decodes + num_prefills),
+            decode=_rows(common, context_lens, 0, num_decodes),
+            prefill=_rows(common, context_lens, num_decodes, num_decodes + num_prefills),
         )
 
 
-def _rows(common: CommonAttentionMetadata, first: int, last: int) -> Batch | None:
+class IndexKeyMetadataBuilder(AttentionMetadataBuilder[AttentionMetadata]):
+    """Builds nothing: the layer that owns the index keys takes everything from the metadata of its K/V cache."""
+
+    _cudagraph_support: ClassVar[AttentionCGSupport] = AttentionCGSupport.ALWAYS
+
+    def __init__(
+        self, kv_cache_spec: KVCacheSpec, layer_names: list[str], vllm_config: VllmConfig, device: torch.device
+    ) -> None:
+        super().__init__(kv_cache_spec, layer_names, vllm_config, device)
+
+    def build(
+        self, common_prefix_len: int, common_attn_metadata: CommonAttentionMetadata, fast_build: bool = False
+    ) -> AttentionMetadata:
+        return AttentionMetadata()
+
+
+def _rows(common: CommonAttentionMetadata, context_lens: torch.Tensor, first: int, last: int) -> Batch | None:
     """The rows ``first`` to ``last`` of a step as a batch whose query tokens start at 0."""
     if first == last:
         return None
-    starts_on_host = common.query_start_loc_cpu[first : last + 1]
     cu_seqlens_q = common.query_start_loc[first : last + 1]
+    max_query_len, max_seq_len = common.max_query_len, common.max_seq_len
+    if (first, last) != (0, common.num_reqs):
+        # Decode and prefill rows differ most in just these bounds, from which the kernels take their grids.
+        starts = common.query_start_loc_cpu[first : last + 1]
+        max_query_len = int((starts[1:] - starts[:-1]).max())
+        if (seq_lens := common.seq_lens_cpu_upper_bound) is not None:
+            max_seq_len = int(seq_lens[first:last].max())
     if first:
         cu_seqlens_q = cu_seqlens_q - cu_seqlens_q[0]
     return Batch(
         cu_seqlens_q=cu_seqlens_q,
         seq_lens=common.seq_lens[first:last],
-        context_lens=common.compute_num_computed_tokens()[first:last],
+        context_lens=context_lens[first:last],
         block_table=common.block_table_tensor[first:last],
-        max_query_len=int((starts_on_host[1:] - starts_on_host[:-1]).max()),
-        max_seq_len=common.max_seq_len,
+        max_query_len=max_query_len,
+        max_seq_len=max_seq_len,
     )

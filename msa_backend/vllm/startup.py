@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
 from vllm.logger import init_logger
 
 from msa_backend import __version__
@@ -70,13 +69,13 @@ def _check_options(vllm_config: VllmConfig) -> None:
     if cache.cache_dtype not in allowed:
         raise MSAError(
             f"--kv-cache-dtype is {cache.cache_dtype}, but MSA keeps K and V in the model's dtype "
-            f"({' or '.join(allowed)}); a quantized cache comes with the GPU kernels"
+            f"({' or '.join(allowed)}); a quantized cache is not served yet, leave it out"
         )
     index_dtype = vllm_config.attention_config.indexer_kv_dtype
     if index_dtype not in ("auto", "bf16"):
         raise MSAError(
             f"indexer_kv_dtype is {index_dtype}, but MSA keeps index keys as 'auto' (the model's dtype) or 'bf16'; "
-            "fp8 index keys come with the GPU kernels"
+            "fp8 index keys are not served yet, leave it out"
         )
     speculative = vllm_config.speculative_config
     if speculative is not None and "mtp" in (speculative.method or ""):
@@ -120,9 +119,3 @@ def _check_device(vllm_config: VllmConfig, config: M3Config) -> None:
                 f"quantization is {quantization}, but on a CPU MSA serves unquantized weights only; "
                 "serve this model on a GPU"
             )
-        return
-    logger.warning(
-        "MSA runs its torch path on %s: correct, but slow, and outside CUDA graphs. Set MSA_DISABLE=1 for vLLM's "
-        "own M3 kernels until msa-backend brings GPU kernels.",
-        torch.device(vllm_config.device_config.device_type),
-    )

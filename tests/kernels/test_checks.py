@@ -37,10 +37,25 @@ def write(**changed: Any) -> None:
     api.write_cache(**arguments | changed)
 
 
+PROJECTED = torch.zeros(2, (4 + 2 * 2 + 3) * 16)
+WEIGHT = torch.zeros(16)
+
+
+def norm_rope_write(**changed: Any) -> None:
+    arguments = {
+        "projected": PROJECTED, "positions": torch.tensor([0, 1]), "cos_sin_cache": torch.zeros(5, 8),
+        "q_weight": WEIGHT, "k_weight": WEIGHT, "index_q_weight": WEIGHT, "index_k_weight": WEIGHT,
+        "k_pages": CASE.k_pages.clone(), "v_pages": CASE.v_pages.clone(), "index_k_pages": CASE.index_k_pages.clone(),
+        "slot_mapping": torch.tensor([0, -1]), "num_heads": 4, "eps": 1e-6,
+    }  # fmt: skip
+    api.norm_rope_write(**arguments | changed)
+
+
 def test_the_unchanged_calls_pass():
     attend()
     select()
     write()
+    norm_rope_write()
 
 
 PAGES_OF_64 = torch.zeros(5, 2, 64, 16)
@@ -74,6 +89,16 @@ PAGES_OF_64 = torch.zeros(5, 2, 64, 16)
         (write, {"index_k": None}, "index_k_pages is given but index_k is None"),
         (write, {"slot_mapping": torch.zeros(2, dtype=torch.int32)}, "slot_mapping is torch.int32.*int64"),
         (write, {"v_scale": 3.0}, "only fp8 pages are scaled"),
+        (norm_rope_write, {"num_heads": 5}, r"projected has shape \(2, 176\), but must be \(2, 192\), 5 query, 2 key"),
+        (norm_rope_write, {"projected": PROJECTED.mT.contiguous().mT}, "projected has stride 2 on its last axis"),
+        (norm_rope_write, {"projected": PROJECTED.double()}, "projected is torch.float64"),
+        (norm_rope_write, {"positions": torch.tensor([0])}, r"positions has shape \(1,\), but must be \(2,\)"),
+        (norm_rope_write, {"positions": torch.tensor([0, 1]).int()}, "positions is torch.int32.*int64"),
+        (norm_rope_write, {"index_k_weight": WEIGHT[:8]}, r"index_k_weight has shape \(8,\), but must be \(16,\)"),
+        (norm_rope_write, {"cos_sin_cache": torch.zeros(5, 7)}, "even rotary_dim of at most 16"),
+        (norm_rope_write, {"cos_sin_cache": torch.zeros(5, 18)}, "even rotary_dim of at most 16"),
+        (norm_rope_write, {"index_q_dtype": torch.float16}, "index_q_dtype is torch.float16.*leave it out"),
+        (norm_rope_write, {"k_scale": 2.0}, "only fp8 pages are scaled"),
     ],
 )
 def test_refusals(call: Any, changed: dict[str, Any], message: str):

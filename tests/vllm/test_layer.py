@@ -11,7 +11,7 @@ from msa_backend.config import MSAConfig
 from msa_backend.kernels import reference
 from msa_backend.kernels.batch import BLOCK_SIZE, Batch
 from msa_backend.vllm import layer as layer_module
-from msa_backend.vllm.layer import MSAAttention
+from msa_backend.vllm.layer import MSAAttention, NormRope
 from msa_backend.vllm.metadata import MSAMetadata
 
 HEADS, KV_HEADS, DIM, TOPK, PAGES = 4, 2, 128, 2, 24
@@ -87,6 +87,45 @@ def test_a_mixed_padded_step(engine: SimpleNamespace, memory_order: tuple[int, .
         # Outputs are means of values of order 1, and fp32 carries seven digits of sums of a few hundred.
         torch.testing.assert_close(output[tokens].view_as(expected).double(), expected, atol=1e-5, rtol=0)
     assert (output[num_tokens:] == 0).all()
+
+
+def test_from_the_projection(engine: SimpleNamespace):
+    """What the GPU path is given: norm, rope and cache write left to the layer, padding behind."""
+    torch.manual_seed(0)
+    plain, fused = make_layer(), make_layer("model.layers.4.self_attn.attn")
+    for layer in (plain, fused):
+        layer.bind_kv_cache(torch.zeros(PAGES, KV_HEADS, BLOCK_SIZE, 2 * DIM))
+        layer.index_cache.bind_kv_cache(torch.zeros(PAGES, 1, BLOCK_SIZE, DIM))
+    block_table = torch.randperm(PAGES).int().view(3, 8)
+    num_tokens = 300
+    slots = [int(block_table[0, p // BLOCK_SIZE]) * BLOCK_SIZE + p % BLOCK_SIZE for p in range(num_tokens)]
+    metadata = MSAMetadata(
+        torch.tensor(slots + [-1] * PADDING), num_tokens, 0, None, rows([num_tokens], [0], block_table[:1])
+    )
+    engine.step = {plain.layer_name: metadata, fused.layer_name: metadata}
+
+    sizes = [heads * DIM for heads in (HEADS, KV_HEADS, KV_HEADS, KV_HEADS, 1)]
+    projected = torch.randn(num_tokens + PADDING, sum(sizes))
+    angles = torch.rand(num_tokens, 32)
+    norm_rope = NormRope(torch.cat((angles.cos(), angles.sin()), dim=1), *torch.randn(4, DIM).unbind(), 1e-6)
+    positions = torch.arange(num_tokens + PADDING)
+
+    def normed(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        return reference.norm_rope(
+            x.unflatten(-1, (-1, DIM)), weight, positions, norm_rope.cos_sin_cache, eps=1e-6, dtype=torch.float32
+        ).flatten(1)
+
+    query, key, value, index_query, index_key = projected.split(sizes, dim=-1)
+    expected = plain(
+        normed(query, norm_rope.q_weight),
+        normed(key, norm_rope.k_weight),
+        value,
+        normed(index_query, norm_rope.index_q_weight),
+        normed(index_key, norm_rope.index_k_weight),
+    )
+    torch.testing.assert_close(fused.forward_projected(projected, positions, norm_rope), expected)
+    torch.testing.assert_close(fused.kv_cache, plain.kv_cache)
+    torch.testing.assert_close(fused.index_cache.kv_cache, plain.index_cache.kv_cache)
 
 
 def test_the_profiling_run_has_no_caches(engine: SimpleNamespace):

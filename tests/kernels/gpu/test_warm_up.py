@@ -1,0 +1,79 @@
+"""After the warm-up no step compiles anything."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+
+from msa_backend.kernels import api
+from msa_backend.kernels.batch import BLOCK_SIZE
+
+from ..batches import Row, make_case
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+HEADS, KV_HEADS, DIM, TOPK = 16, 1, 128, 16
+STEPS = [
+    [Row.of(1, n) for n in (1, 500, 3000)],
+    [Row.of(1, n) for n in range(100, 1400, 100)],
+    [Row.of(4, 1000 + n) for n in range(5)],
+    [Row.of(182, 17_718)],
+    [Row.of(3000)],
+    [Row.of(700), Row.of(1, 2000), Row.of(33, 9000)],
+    [Row.of(1, 60_000)],
+]
+
+
+@contextmanager
+def compiled() -> Iterator[list[str]]:
+    from triton import knobs
+
+    names: list[str] = []
+
+    def note(**what: Any) -> None:
+        names.append(what["fn"].name)
+
+    before, knobs.runtime.jit_post_compile_hook = knobs.runtime.jit_post_compile_hook, note
+    try:
+        yield names
+    finally:
+        knobs.runtime.jit_post_compile_hook = before
+
+
+def test_nothing_is_compiled_later():
+    from msa_backend.kernels.gpu.warm_up import warm_up
+
+    device = torch.device("cuda")
+    dtype = torch.bfloat16
+    with compiled() as early:
+        warm_up(
+            num_heads=HEADS, num_kv_heads=KV_HEADS, head_dim=DIM, index_dim=DIM, topk=TOPK, init_blocks=0,
+            local_blocks=1, dtype=dtype, kv_dtype=dtype, index_dtype=dtype, device=device,
+            max_num_tokens=4096, max_num_seqs=32, max_draft_tokens=3, max_seq_len=65_536,
+        )  # fmt: skip
+    assert early
+    with compiled() as late:
+        for rows in STEPS:
+            case = make_case(rows, num_kv_heads=KV_HEADS, group=HEADS, dim=DIM, dtype=dtype, layout="halves").to("cuda")
+            num_tokens = case.q.shape[0]
+            width = (HEADS + 2 * KV_HEADS + KV_HEADS + 1) * DIM
+            q, index_q = api.norm_rope_write(
+                torch.randn(num_tokens, width, dtype=dtype, device=device),
+                torch.arange(num_tokens, device=device),
+                torch.rand(BLOCK_SIZE, 64, dtype=dtype, device=device),
+                *torch.randn(4, DIM, dtype=dtype, device=device).unbind(),
+                case.k_pages,
+                case.v_pages,
+                case.index_k_pages,
+                torch.full((num_tokens,), -1, device=device),
+                num_heads=HEADS,
+                eps=1e-6,
+            )
+            block_ids = api.select_blocks(index_q, case.index_k_pages, case.batch, topk=TOPK)
+            api.sparse_attention(q, case.k_pages, case.v_pages, block_ids, case.batch, scale=case.scale)
+        torch.cuda.synchronize()
+    assert not late
