@@ -13,14 +13,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from msa_backend.bench import baselines
 from msa_backend.bench.cases import MODES, NEW_TOKENS, PRESETS, Case, grid
 
 if TYPE_CHECKING:
     import torch
-
-IMPLEMENTATIONS = ("ours", "reference", "vllm", "sglang", "fa3", "flashinfer")
-# FlashInfer compiles for minutes before its first call, so it is there when asked for.
-DEFAULT = ("ours", "reference", "vllm", "sglang", "fa3")
 
 
 def add_parser(subparsers: Any) -> None:
@@ -51,7 +48,7 @@ def add_parser(subparsers: Any) -> None:
         "--local", type=_share, metavar="SHARE", help="of index queries common to neighbours, under 1; 0: random"
     )
     parser.add_argument(
-        "--run", type=_names, dest="implementations", metavar="NAME,...", help=f"of {', '.join(IMPLEMENTATIONS)}"
+        "--run", type=_names, dest="implementations", metavar="NAME,...", help=f"of {', '.join(baselines.NAMES)}"
     )
     parser.add_argument("--kernels", action="store_true", help="also the time in each GPU kernel, by the profiler")
     parser.add_argument("--budget", type=float, default=0.1, metavar="SECONDS", help="for a median (%(default)s)")
@@ -103,11 +100,11 @@ def _cases(options: argparse.Namespace, device: torch.device) -> list[Case]:
 def _measure(cases: list[Case], device: torch.device, options: argparse.Namespace) -> int:
     import torch
 
-    from msa_backend.bench import baselines, ceilings, plot, report, runner, timing
+    from msa_backend.bench import ceilings, plot, report, runner, timing
 
     absent: dict[str, str] = {}
     names = []
-    for name in options.implementations or DEFAULT:
+    for name in options.implementations or baselines.DEFAULT:
         reason = baselines.load(name).unavailable(device)
         if reason is None:
             names.append(name)
@@ -218,7 +215,7 @@ def _modes(text: str) -> list[str]:
 
 
 def _names(text: str) -> list[str]:
-    return _of(text, IMPLEMENTATIONS)
+    return _of(text, baselines.NAMES)
 
 
 def _of(text: str, allowed: tuple[str, ...]) -> list[str]:
