@@ -69,9 +69,18 @@ def test_the_record_is_json_with_milliseconds() -> None:
     assert kept["absent"] == {"sglang": "not there"}
 
 
-def test_lines_of_the_plot_are_by_mode_and_implementation() -> None:
-    longer = CaseResults(Case("prefill", 4096, new_tokens=4096), [OURS], None, 1)
-    assert plot.lines([*FOUND, longer]) == {
-        "prefill": {"ours 64/4": [(4096, 3.0), (8192, 3.0)], "fa3 64/4": [(8192, 7.5)]},
-        "decode": {"ours 64/4": [(2**20, 3.0)], "fa3 64/4": [(2**20, 7.5)]},
+def test_lines_of_the_plot_join_cases_that_differ_in_context_alone() -> None:
+    cases = [
+        Case("prefill", 8192, new_tokens=8192),
+        Case("prefill", 4096, new_tokens=4096),
+        Case("prefill", 16384, new_tokens=100),
+        Case("decode", 2**20, batch=2, fp8_index=True),
+    ]
+    found = [CaseResults(case, [OURS, BROKEN], None, 1) for case in cases]
+    assert plot.lines(found) == {
+        "prefill": {
+            ("ours", "64/4"): [(4096, 3.0), (8192, 3.0)],
+            ("ours", "64/4 100 new"): [(16384, 3.0)],
+        },
+        "decode": {("ours", "64/4 x 2 fp8 index"): [(2**20, 3.0)]},
     }
