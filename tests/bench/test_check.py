@@ -50,6 +50,14 @@ def test_right_results_pass(made: Inputs) -> None:
     assert check.attention_error(dense, None, made) < 1e-12
 
 
+def test_scores_are_the_definitions_over_visible_tokens_alone(made: Inputs) -> None:
+    exact = reference.block_scores(made.index_q, made.index_k_pages, made.batch)
+    for token in check.sample(made, 5):
+        scores, size = check._block_scores(token, made)
+        assert torch.allclose(scores, exact[:, token.number, : scores.shape[1]], rtol=1e-12)
+        assert (scores.amax(1) <= size).all() and (size < 100).all()  # no key of the garbage, of norm 566, counts
+
+
 def own_block_missing(ids: Tensor) -> None:
     ids[-1] = next(block for block in range(99) if block not in ids)
 
