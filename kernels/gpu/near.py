@@ -228,8 +228,8 @@ def _near_kernel(
         in_block = (part % PARTS * KEYS + key)[:, None]
         k_block = k_head + page * k_page_stride + in_block * k_token_stride + channel[None, :]
         v_block = v_head + page * v_page_stride + in_block * v_token_stride + channel[None, :]
-        k = widen(tl.load(k_block, mask=valid, other=0), q.dtype.element_ty)
-        v = widen(tl.load(v_block, mask=valid, other=0), q.dtype.element_ty)
+        k = widen(tl.load(k_block, mask=valid, other=0.0), q.dtype.element_ty)
+        v = widen(tl.load(v_block, mask=valid, other=0.0), q.dtype.element_ty)
         dots = tl.dot(tile_q, tl.trans(k), input_precision="ieee") * scale
         visible = (key_position[None, :] <= position[:, None]) & ((chosen >> block) & 1 == 1)[:, None]
         dots = tl.where(visible, dots, float("-inf"))
