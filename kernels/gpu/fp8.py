@@ -24,10 +24,16 @@ def to_cache(x, scale, MANTISSA: tl.constexpr):
     By integer arithmetic, because SM80 converts nothing to e4m3. NaN stays NaN.
     """
     if MANTISSA == 0:
-        return x
+        stored = x
+    else:
+        stored = _encode(tl.div_rn(x.to(tl.float32), scale), MANTISSA)
+    return stored
+
+
+@triton.jit
+def _encode(x, MANTISSA: tl.constexpr):
     BIAS: tl.constexpr = 7 if MANTISSA == 3 else 15
     LIMIT: tl.constexpr = 448.0 if MANTISSA == 3 else 57344.0
-    x = tl.div_rn(x.to(tl.float32), scale)
     bits = x.to(tl.int32, bitcast=True)
     magnitude = tl.minimum(tl.abs(x), LIMIT)
     wide = magnitude.to(tl.int32, bitcast=True)
