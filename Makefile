@@ -7,6 +7,8 @@ PORT  ?= 8000
 JOBS  ?= 2
 # The flags of `vllm serve`.
 SERVE_ARGS ?= --attention-backend msa --language-model-only --max-model-len 2048
+# Without a GPU its kernels run under Triton's interpreter, which is chosen for a whole process.
+INTERPRET := $(if $(shell command -v nvidia-smi),0,1)
 
 BIN := $(VENV)/bin
 # A Python started here would otherwise import ./kernels where SGLang and transformers mean the
@@ -27,8 +29,9 @@ test: lint typecheck ## install, check style and types and run all tests (ARGS="
 ifdef ARGS
 	$(BIN)/python -m pytest $(ARGS)
 else
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder -m "not alone"
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder -m "not alone and not gpu"
 	$(BIN)/python -m pytest -m alone
+	TRITON_INTERPRET=$(INTERPRET) $(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m gpu tests/kernels
 endif
 
 lint: $(VENV)/.test-ready ## check the style

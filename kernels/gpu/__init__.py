@@ -3,8 +3,47 @@
 The host never waits for the device, and grids follow from shapes alone, so a CUDA graph may record every operation.
 """
 
-from . import arch
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..batch import Batch
+from . import arch, decode, prefill
 from .norm_rope_write import norm_rope_write
 from .write import write_cache
 
-__all__ = ["arch", "norm_rope_write", "write_cache"]
+__all__ = ["arch", "norm_rope_write", "select_blocks", "sparse_attention", "write_cache"]
+
+
+def select_blocks(
+    index_q: Tensor, index_k_pages: Tensor, batch: Batch, *, topk: int, init_blocks: int = 0, local_blocks: int = 1
+) -> Tensor:
+    """See :func:`msa_backend.kernels.api.select_blocks`."""
+    return _kernels(batch).select_blocks(
+        index_q, index_k_pages, batch, topk=topk, init_blocks=init_blocks, local_blocks=local_blocks
+    )
+
+
+def sparse_attention(
+    q: Tensor,
+    k_pages: Tensor,
+    v_pages: Tensor,
+    block_ids: Tensor,
+    batch: Batch,
+    *,
+    scale: float,
+    k_scale: float = 1.0,
+    v_scale: float = 1.0,
+    out: Tensor | None = None,
+) -> Tensor:
+    """See :func:`msa_backend.kernels.api.sparse_attention`."""
+    out = torch.empty_like(q) if out is None else out
+    _kernels(batch).sparse_attention(
+        q, k_pages, v_pages, block_ids, batch, scale=scale, k_scale=k_scale, v_scale=v_scale, out=out
+    )
+    return out
+
+
+def _kernels(batch: Batch):  # type: ignore[no-untyped-def]
+    return decode if batch.max_query_len <= decode.MAX_QUERY_LEN else prefill

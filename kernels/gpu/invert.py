@@ -24,6 +24,7 @@ TOKEN_BITS = 24
 """Bits of a packed entry that hold the token; 7 above them hold how much of the block it sees."""
 _TOKEN_MASK = tl.constexpr((1 << TOKEN_BITS) - 1)
 _TOKEN_BITS = tl.constexpr(TOKEN_BITS)
+_ELSEWHERE = tl.constexpr(-2)
 
 ALLOCATE_TILE = 256
 FILL_TILE = 1024
@@ -40,7 +41,8 @@ class Inverse(NamedTuple):
     Attributes:
         entries: ``[max_entries]`` int32, list after list: ``token | (visible - 1) << 24``. Each list starts at a
             multiple of ``tile_tokens``; what lies between them is undefined.
-        place: ``[num_kv_heads, num_tokens, topk]`` int32, where in ``entries`` each selection stands; -1 for none.
+        place: ``[num_kv_heads, num_tokens, topk]`` int32, where in ``entries`` each selection stands;
+            -1 for none, -2 for those of tokens that are left to another kernel.
         items: ``[2, max_items, 3]`` int32, work items ``kv_head * num_pages + page, first entry, number of entries``;
             first those of blocks wholly visible to their queries, then the others.
         num_items: ``[2]`` int32 of each.
@@ -52,7 +54,9 @@ class Inverse(NamedTuple):
     num_items: Tensor
 
 
-def invert(block_ids: Tensor, batch: Batch, *, num_pages: int, item_tokens: int, tile_tokens: int) -> Inverse:
+def invert(
+    block_ids: Tensor, batch: Batch, *, num_pages: int, item_tokens: int, tile_tokens: int, near_blocks: int
+) -> Inverse:
     """Build the lists.
 
     Args:
@@ -60,6 +64,7 @@ def invert(block_ids: Tensor, batch: Batch, *, num_pages: int, item_tokens: int,
         num_pages: pages of the cache.
         item_tokens: most entries in a work item; a multiple of ``tile_tokens``.
         tile_tokens: entries that are worked on together.
+        near_blocks: tokens that see no more blocks than this are left out.
 
     Raises:
         ValueError: more tokens in a step than fit in a packed entry.
@@ -101,6 +106,7 @@ def invert(block_ids: Tensor, batch: Batch, *, num_pages: int, item_tokens: int,
         num_pages,
         num_lists,
         triton.cdiv(num_tokens, lists_of_a_page),
+        near_blocks,
         TOPK=topk,
         SLOTS=triton.next_power_of_2(topk),
         TOKENS=COUNT_TOKENS,
@@ -144,6 +150,7 @@ def _count_kernel(
     num_pages,
     num_lists,
     list_tokens,
+    near_blocks,
     TOPK: tl.constexpr,
     SLOTS: tl.constexpr,
     TOKENS: tl.constexpr,
@@ -162,13 +169,16 @@ def _count_kernel(
         other=-1,
     )
     visible = tl.minimum(position[:, None] + 1 - ids * BLOCK, BLOCK)
-    chosen = (ids >= 0) & (visible > 0)
+    far = (position >= near_blocks * BLOCK)[:, None]
+    chosen = far & (ids >= 0) & (visible > 0)
     page = tl.load(block_table + row[:, None].to(tl.int64) * table_stride + ids, mask=chosen, other=0)
+    page = tl.minimum(tl.maximum(page, 0), num_pages - 1)
     key = ((token // list_tokens)[:, None] * num_heads + head) * num_pages + page
     key += tl.where(visible < BLOCK, num_lists, 0)
     ticket = tl.atomic_add(counts + key, 1, mask=chosen, sem="relaxed")
     at = (head * num_tokens + token[:, None]) * TOPK + slot[None, :]
-    tl.store(keys + at, tl.where(chosen, key, -1), mask=there)
+    none = tl.where(far | (position < 0)[:, None], -1, _ELSEWHERE)
+    tl.store(keys + at, tl.where(chosen, key, none), mask=there)
     tl.store(tickets + at, ticket | (visible - 1) << _TOKEN_BITS, mask=chosen)
 
 
@@ -213,4 +223,4 @@ def _fill_kernel(keys, place, offsets, entries, selections, num_tokens, TOPK: tl
     entry = tl.load(offsets + key, mask=chosen, other=0) + (packed & _TOKEN_MASK)
     token = at // TOPK % num_tokens
     tl.store(entries + entry, token | (packed & ~_TOKEN_MASK), mask=chosen)
-    tl.store(place + at, tl.where(chosen, entry, -1), mask=there)
+    tl.store(place + at, tl.where(chosen, entry, key), mask=there)

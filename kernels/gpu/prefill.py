@@ -1,23 +1,40 @@
-"""Attention of long rows, KV outer: load a block's K and V once and stream the queries that chose it through them.
-
-Each (token, selected block) leaves a normalised partial output and its log-sum-exp; a second kernel combines them.
-"""
+"""Rows with many query tokens: which kernel attends to which tokens, and how much is held at a time."""
 
 from __future__ import annotations
 
-import math
-
 import torch
 import triton
-import triton.language as tl
 from torch import Tensor
 
 from ..batch import BLOCK_SIZE, Batch
-from .invert import _TOKEN_BITS, _TOKEN_MASK, invert
+from .far import attend_far
+from .near import attend_near, near_blocks
+from .score import score_blocks
+from .slices import token_slices
+from .topk import select_topk
 
-CONFIG = {"rows": 64, "num_warps": 4, "num_stages": 1, "item_tokens": 64, "maxnreg": None, "prefetch": True, "tma": True}
-COMBINE_TOGETHER = 2
-"""Partial outputs of a token that are loaded at a time."""
+MAX_SCORE_BYTES = 1 << 30
+"""Block scores held at a time: those of 8,192 tokens and 4 heads at a context of 1M."""
+MAX_PARTIAL_BYTES = 9 << 28
+"""Partial outputs held at a time: those of 8,192 tokens and 64 heads."""
+
+
+def select_blocks(
+    index_q: Tensor, index_k_pages: Tensor, batch: Batch, *, topk: int, init_blocks: int, local_blocks: int
+) -> Tensor:
+    """See :func:`msa_backend.kernels.api.select_blocks`."""
+    num_tokens, num_heads, _ = index_q.shape
+    num_blocks = triton.cdiv(batch.max_seq_len, BLOCK_SIZE)
+    selection = {"topk": topk, "init_blocks": init_blocks, "local_blocks": local_blocks}
+    at_a_time = num_tokens if num_blocks <= topk else max(1, MAX_SCORE_BYTES // (4 * num_heads * num_blocks))
+    pieces = []
+    for tokens, piece in token_slices(batch, num_tokens, at_a_time):
+        scores = None
+        if num_blocks > topk:
+            scores = score_blocks(index_q[tokens], index_k_pages, piece, topk=topk, local_blocks=local_blocks)
+        count = tokens.stop - tokens.start
+        pieces.append(select_topk(scores, piece, num_tokens=count, num_heads=num_heads, **selection))
+    return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=1)
 
 
 def sparse_attention(
@@ -34,219 +51,28 @@ def sparse_attention(
 ) -> None:
     """See :func:`msa_backend.kernels.api.sparse_attention`."""
     num_tokens, num_heads, dim = q.shape
-    num_pages, num_kv_heads, _, _ = k_pages.shape
-    group = num_heads // num_kv_heads
-    padded_group = triton.next_power_of_2(group)
-    topk = block_ids.shape[2]
-    tile_tokens = max(1, CONFIG["rows"] // padded_group)
-    inverse = invert(
-        block_ids, batch, num_pages=num_pages, item_tokens=CONFIG["item_tokens"], tile_tokens=tile_tokens
-    )
-    partial = q.new_empty(inverse.entries.shape[0], group, dim)
-    lse = torch.empty(inverse.entries.shape[0], group, dtype=torch.float32, device=q.device)
-    for partly in (False, True):
-        use_tma = CONFIG["tma"] and not partly
-        if use_tma:
-            from triton.tools.tensor_descriptor import TensorDescriptor
-            k_desc, v_desc = (
-                TensorDescriptor(x, list(x.shape), list(x.stride()), [1, 1, BLOCK_SIZE, dim]) for x in (k_pages, v_pages)
-            )
-        else:
-            k_desc, v_desc = k_pages, v_pages
-        _attend_kernel[(inverse.items.shape[1],)](
-            q,
-            k_desc,
-            v_desc,
-            partial,
-            lse,
-            inverse.entries,
-            inverse.items[int(partly)],
-            inverse.num_items[int(partly) :],
-            q.stride(0),
-            q.stride(1),
-            k_pages.stride(0),
-            k_pages.stride(1),
-            k_pages.stride(2),
-            v_pages.stride(0),
-            v_pages.stride(1),
-            v_pages.stride(2),
-            num_pages,
-            scale * k_scale * math.log2(math.e),
-            v_scale,
-            GROUP=group,
-            PADDED_GROUP=padded_group,
-            DIM=dim,
-            BLOCK=BLOCK_SIZE,
-            TOKENS=tile_tokens,
-            PARTLY=partly,
-            TMA=use_tma,
-            PREFETCH=CONFIG["prefetch"],
-            num_warps=CONFIG["num_warps"],
-            num_stages=1 if partly else CONFIG["num_stages"],
-            maxnreg=None if partly else CONFIG["maxnreg"],
-        )
-    _combine_kernel[(num_tokens, num_kv_heads)](
-        partial,
-        lse,
-        inverse.place,
-        out,
-        out.stride(0),
-        out.stride(1),
-        num_tokens,
-        GROUP=group,
-        PADDED_GROUP=padded_group,
-        DIM=dim,
-        TOPK=topk,
-        SLOTS=triton.next_power_of_2(max(topk, COMBINE_TOGETHER)),
-        TOGETHER=COMBINE_TOGETHER,
-        num_warps=4,
-    )
-
-
-@triton.jit
-def _attend_kernel(
-    q,
-    k_pages,
-    v_pages,
-    partial,
-    lse,
-    entries,
-    items,
-    num_items,
-    q_token_stride,
-    q_head_stride,
-    k_page_stride,
-    k_head_stride,
-    k_token_stride,
-    v_page_stride,
-    v_head_stride,
-    v_token_stride,
-    num_pages,
-    scale,
-    v_scale,
-    GROUP: tl.constexpr,
-    PADDED_GROUP: tl.constexpr,
-    DIM: tl.constexpr,
-    BLOCK: tl.constexpr,
-    TOKENS: tl.constexpr,
-    PARTLY: tl.constexpr,
-    TMA: tl.constexpr,
-    PREFETCH: tl.constexpr,
-):
-    item = tl.program_id(0)
-    if item >= tl.load(num_items):
+    num_kv_heads, _, topk = block_ids.shape
+    near = near_blocks(topk)
+    scales = {"scale": scale, "k_scale": k_scale, "v_scale": v_scale}
+    attend_near(q, k_pages, v_pages, block_ids, batch, out=out, **scales)
+    if batch.max_seq_len <= near * BLOCK_SIZE:
         return
-    key = tl.load(items + item * 3)
-    start = tl.load(items + item * 3 + 1)
-    count = tl.load(items + item * 3 + 2)
-    head = key // num_pages
-    page = key % num_pages
-
-    stacked = tl.arange(0, TOKENS * PADDED_GROUP)
-    in_tile = stacked // PADDED_GROUP
-    in_group = stacked % PADDED_GROUP
-    channel = tl.arange(0, DIM)
-    slot = tl.arange(0, BLOCK)
-    q_heads = q + (head * GROUP + in_group[:, None]) * q_head_stride + channel[None, :]
-    if TMA:
-        k = k_pages.load([page, head, 0, 0]).reshape(BLOCK, DIM).to(q.dtype.element_ty)
-        v = v_pages.load([page, head, 0, 0]).reshape(BLOCK, DIM).to(q.dtype.element_ty)
-    else:
-        head = head.to(tl.int64)
-        page = page.to(tl.int64)
-        k_block = k_pages + page * k_page_stride + head * k_head_stride + slot[:, None] * k_token_stride + channel[None, :]
-        v_block = v_pages + page * v_page_stride + head * v_head_stride + slot[:, None] * v_token_stride + channel[None, :]
-        if not PARTLY:
-            k = tl.load(k_block).to(q.dtype.element_ty)
-            v = tl.load(v_block).to(q.dtype.element_ty)
-    if PARTLY or not PREFETCH:
-        for i in range(0, count, TOKENS):
-            live = (i + in_tile < count) & (in_group < GROUP)
-            entry = start + i + in_tile
-            packed = tl.load(entries + entry, mask=live, other=0)
-            token = (packed & _TOKEN_MASK).to(tl.int64)
-            tile = tl.load(q_heads + token[:, None] * q_token_stride, mask=live[:, None], other=0.0)
-            if PARTLY:
-                # Beyond what any query of the tile sees lies garbage; 0 * NaN would reach the sum.
-                visible = (packed >> _TOKEN_BITS) + 1
-                used = slot[:, None] < tl.max(tl.where(live, visible, 0))
-                k = tl.load(k_block, mask=used, other=0.0).to(q.dtype.element_ty)
-                v = tl.load(v_block, mask=used, other=0.0).to(q.dtype.element_ty)
-            logits = tl.dot(tile, tl.trans(k), input_precision="ieee") * scale
-            if PARTLY:
-                logits = tl.where(slot[None, :] < visible[:, None], logits, float("-inf"))
-            _finish(logits, v, partial, lse, entry, in_group, channel, v_scale, GROUP, DIM)
-    else:
-        entry = start + in_tile
-        token = (tl.load(entries + entry, mask=in_tile < count, other=0) & _TOKEN_MASK).to(tl.int64)
-        tile = tl.load(q_heads + token[:, None] * q_token_stride, mask=(in_group < GROUP)[:, None], other=0.0)
-        next_token = tl.load(entries + entry + TOKENS, mask=in_tile + TOKENS < count, other=0) & _TOKEN_MASK
-        for i in range(0, count, TOKENS):
-            # The next tile of queries is on its way while this one is worked on, and the next one's tokens before it.
-            next_tile = tl.load(
-                q_heads + next_token.to(tl.int64)[:, None] * q_token_stride, mask=(in_group < GROUP)[:, None], other=0.0
+    # KV heads first: cutting there costs nothing, while fewer tokens at a time share fewer loads of a block.
+    group = num_heads // num_kv_heads
+    head_bytes = topk * triton.next_power_of_2(group) * dim * q.element_size()
+    tokens_at_a_time = min(num_tokens, max(1, MAX_PARTIAL_BYTES // head_bytes))
+    heads_at_a_time = min(num_kv_heads, max(1, MAX_PARTIAL_BYTES // (head_bytes * tokens_at_a_time)))
+    for tokens, piece in token_slices(batch, num_tokens, tokens_at_a_time):
+        for first in range(0, num_kv_heads, heads_at_a_time):
+            kv_heads = slice(first, first + heads_at_a_time)
+            heads = slice(first * group, (first + heads_at_a_time) * group)
+            attend_far(
+                q[tokens, heads],
+                k_pages[:, kv_heads],
+                v_pages[:, kv_heads],
+                block_ids[kv_heads, tokens],
+                piece,
+                out=out[tokens, heads],
+                near_blocks=near,
+                **scales,
             )
-            next_token = (
-                tl.load(entries + entry + 2 * TOKENS, mask=i + 2 * TOKENS + in_tile < count, other=0) & _TOKEN_MASK
-            )
-            logits = tl.dot(tile, tl.trans(k), input_precision="ieee") * scale
-            _finish(logits, v, partial, lse, entry, in_group, channel, v_scale, GROUP, DIM)
-            tile = next_tile
-            entry += TOKENS
-
-
-@triton.jit
-def _finish(logits, v, partial, lse, entry, in_group, channel, v_scale, GROUP: tl.constexpr, DIM: tl.constexpr):
-    """Softmax over one block, its product with V, and both stored."""
-    largest = tl.max(logits, axis=1)
-    weights = tl.exp2(logits - largest[:, None])
-    total = tl.sum(weights, axis=1)
-    result = tl.dot(weights.to(v.dtype), v, input_precision="ieee") * (v_scale / total)[:, None]
-    at = entry.to(tl.int64) * GROUP + in_group
-    tl.store(lse + at, largest + tl.log2(total), mask=in_group < GROUP)
-    tl.store(
-        partial + at[:, None] * DIM + channel[None, :],
-        result.to(partial.dtype.element_ty),
-        mask=(in_group < GROUP)[:, None],
-    )
-
-
-@triton.jit
-def _combine_kernel(
-    partial,
-    lse,
-    place,
-    out,
-    out_token_stride,
-    out_head_stride,
-    num_tokens,
-    GROUP: tl.constexpr,
-    PADDED_GROUP: tl.constexpr,
-    DIM: tl.constexpr,
-    TOPK: tl.constexpr,
-    SLOTS: tl.constexpr,
-    TOGETHER: tl.constexpr,
-):
-    token = tl.program_id(0).to(tl.int64)
-    head = tl.program_id(1)
-    in_group = tl.arange(0, PADDED_GROUP)
-    channel = tl.arange(0, DIM)
-    slot = tl.arange(0, SLOTS)
-    places = place + (head * num_tokens + token) * TOPK
-    entry = tl.load(places + slot, mask=slot < TOPK, other=-1).to(tl.int64)
-    there = (entry >= 0)[:, None] & (in_group < GROUP)[None, :]
-    logsumexp = tl.load(lse + entry[:, None] * GROUP + in_group[None, :], mask=there, other=float("-inf"))
-    largest = tl.maximum(tl.max(logsumexp, axis=0), -1e30)  # -inf for no block at all: the output is then 0
-    total = tl.sum(tl.exp2(logsumexp - largest[None, :]), axis=0)
-    result = tl.zeros([PADDED_GROUP, DIM], dtype=tl.float32)
-    for i in tl.static_range(0, SLOTS, TOGETHER):
-        slot = i + tl.arange(0, TOGETHER)
-        entry = tl.load(places + slot, mask=slot < TOPK, other=-1).to(tl.int64)
-        there = (entry >= 0)[:, None] & (in_group < GROUP)[None, :]
-        at = entry[:, None] * GROUP + in_group[None, :]
-        weight = tl.exp2(tl.load(lse + at, mask=there, other=float("-inf")) - largest[None, :])
-        value = tl.load(partial + at[:, :, None] * DIM + channel[None, None, :], mask=there[:, :, None], other=0.0)
-        result += tl.sum(weight[:, :, None] * value.to(tl.float32), axis=0)
-    result = result / tl.where(total > 0, total, 1.0)[:, None]
-    at = out + token * out_token_stride + (head * GROUP + in_group)[:, None] * out_head_stride + channel[None, :]
-    tl.store(at, result.to(out.dtype.element_ty), mask=(in_group < GROUP)[:, None])

@@ -1,4 +1,4 @@
-"""Where a query token belongs: the row and the position of each, found on the device."""
+"""Where a query token belongs and where a page lies, read on the device."""
 
 from __future__ import annotations
 
@@ -26,3 +26,9 @@ def locate(tokens, cu_seqlens_q, context_lens, seq_lens, num_seqs, STEPS: tl.con
     seq_len = tl.load(seq_lens + row, mask=live, other=0)
     position = tl.load(context_lens + row, mask=live, other=0) + tokens - tl.load(cu_seqlens_q + row)
     return row, tl.where(live & (seq_len > 0), position, -1), seq_len
+
+
+@triton.jit
+def live_page(entry, num_pages):
+    """The page in a block table's entry. A row longer than its table was filled for reads some page, but no fault."""
+    return tl.minimum(tl.maximum(tl.load(entry), 0), num_pages - 1)

@@ -1,4 +1,4 @@
-"""Block scores of long rows: every index head of a token tile against each key once."""
+"""Block scores of long rows: a tile of query tokens, all index heads stacked, against each key once."""
 
 from __future__ import annotations
 
@@ -8,54 +8,56 @@ import triton.language as tl
 from torch import Tensor
 
 from ..batch import BLOCK_SIZE, Batch
-from . import arch
+from . import arch, tma
+from .fp8 import loadable, widen
+from .rows import live_page
 
 COLUMNS = 8
 """Blocks whose scores are stored together: one 32-byte sector a row."""
+TILE_ROWS = 128
+"""Rows of a tile: tokens times index heads. 64 are bound by reading keys from L2, 256 leave one program to an SM and
+nothing to do while it takes its maxima."""
+NUM_WARPS = 8
+WAVES = 4
+"""Programs that an SM runs one after the other, two at a time: enough that all end at about the same time."""
 
-CONFIG = {
-    # (index heads in a tile, bytes of an element): rows of a tile (tokens x heads), warps, stages
-    "rows": 128,
-    "num_warps": 8,
-    "num_stages": 3,
-}
+
+def num_stages(element_size: int) -> int:
+    """Key tiles in flight; two fit beside the queries in the 99 KB of shared memory that SM89 has."""
+    return 2 if element_size > 1 else 4
 
 
 def score_blocks(
-    index_q: Tensor,
-    index_k_pages: Tensor,
-    batch: Batch,
-    *,
-    topk: int,
-    local_blocks: int,
+    index_q: Tensor, index_k_pages: Tensor, batch: Batch, *, topk: int, local_blocks: int
 ) -> Tensor:
     """The largest ``index_q . index_k`` over each block, for query tokens that see more than ``topk`` blocks.
 
     Args:
         index_q: ``[num_tokens, num_index_heads, index_dim]``.
-        index_k_pages: ``[num_pages, 128, index_dim]``.
-        topk: tokens that see no more blocks than this are not scored.
-        local_blocks: if at least 1, a token's own block is taken whatever it scores and is not scored.
+        index_k_pages: ``[num_pages, 128, index_dim]``, any float dtype; the products are taken in that of ``index_q``.
+        topk, local_blocks: what need not be scored: tokens that see no more than ``topk`` blocks, and
+            their own block if it is forced in.
 
     Returns:
-        ``[num_index_heads, num_tokens, num_blocks]`` fp32. Undefined where nothing is scored.
+        ``[num_index_heads, num_tokens, num_blocks]`` fp32, ``num_blocks`` a multiple of 8. Undefined where nothing is
+        scored.
     """
     num_tokens, num_heads, dim = index_q.shape
-    num_blocks = triton.cdiv(batch.max_seq_len, BLOCK_SIZE)
-    padded = triton.cdiv(num_blocks, COLUMNS) * COLUMNS
-    scores = index_q.new_empty((num_heads, num_tokens, padded), dtype=torch.float32)
+    max_blocks = min(triton.cdiv(batch.max_seq_len, BLOCK_SIZE), batch.block_table.shape[1])
+    num_blocks = triton.cdiv(max_blocks, COLUMNS) * COLUMNS
+    scores = torch.empty(num_heads, num_tokens, num_blocks, dtype=torch.float32, device=index_q.device)
 
-    heads = triton.next_power_of_2(num_heads)
-    tile_tokens = max(1, CONFIG["rows"] // heads)
+    padded_heads = triton.next_power_of_2(num_heads)
+    tile_tokens = max(1, TILE_ROWS // padded_heads)
     tiles = triton.cdiv(batch.max_query_len, tile_tokens)
-    # A few waves of programs keep the chip full to the end; the split decides nothing else.
-    wanted = 8 * arch.num_sms(index_q.device)
-    splits = min(triton.cdiv(padded, COLUMNS), max(1, wanted // (tiles * batch.num_seqs)))
-    split_blocks = triton.cdiv(triton.cdiv(padded, splits), COLUMNS) * COLUMNS
-    grid = (tiles, triton.cdiv(padded, split_blocks), batch.num_seqs)
-    _score_kernel[grid](
+    wanted = 2 * WAVES * arch.num_sms(index_q.device)
+    splits = max(1, min(num_blocks // COLUMNS, wanted // max(1, tiles * batch.num_seqs)))
+    split_blocks = triton.cdiv(num_blocks // COLUMNS, splits) * COLUMNS
+    index_k_pages = loadable(index_k_pages)
+    keys = tma.descriptor(index_k_pages, [1, BLOCK_SIZE, dim])
+    _score_kernel[(tiles, triton.cdiv(num_blocks, split_blocks), batch.num_seqs)](
         index_q,
-        index_k_pages,
+        index_k_pages if keys is None else keys,
         scores,
         batch.cu_seqlens_q,
         batch.context_lens,
@@ -69,16 +71,19 @@ def score_blocks(
         scores.stride(1),
         batch.block_table.stride(0),
         split_blocks,
+        max_blocks,
+        index_k_pages.shape[0],
         topk,
         NUM_HEADS=num_heads,
-        HEADS=heads,
+        PADDED_HEADS=padded_heads,
         TILE_TOKENS=tile_tokens,
         DIM=dim,
         BLOCK=BLOCK_SIZE,
         COLUMNS=COLUMNS,
         SCORE_OWN=local_blocks == 0,
-        num_warps=CONFIG["num_warps"],
-        num_stages=CONFIG["num_stages"],
+        TMA=keys is not None,
+        num_warps=NUM_WARPS,
+        num_stages=num_stages(index_k_pages.element_size()),
     )
     return scores
 
@@ -100,14 +105,17 @@ def _score_kernel(
     score_token_stride,
     table_stride,
     split_blocks,
+    max_blocks,
+    num_pages,
     topk,
     NUM_HEADS: tl.constexpr,
-    HEADS: tl.constexpr,
+    PADDED_HEADS: tl.constexpr,
     TILE_TOKENS: tl.constexpr,
     DIM: tl.constexpr,
     BLOCK: tl.constexpr,
     COLUMNS: tl.constexpr,
     SCORE_OWN: tl.constexpr,
+    TMA: tl.constexpr,
 ):
     row = tl.program_id(2)
     start = tl.load(cu_seqlens_q + row)
@@ -120,15 +128,17 @@ def _score_kernel(
     last_position = context_len + tl.minimum(first + TILE_TOKENS, query_len) - 1
     if last_position < topk * BLOCK:
         return
+    # A block that any token of the tile shares with its own end is forced in for that token. So no score that counts
+    # needs a causal mask, and no key past the sequence's end is read, unless no local block is forced.
     own_block = last_position // BLOCK
     split_start = tl.program_id(1) * split_blocks
-    split_end = tl.minimum(split_start + split_blocks, own_block + 1 if SCORE_OWN else own_block)
+    split_end = tl.minimum(split_start + split_blocks, tl.minimum(own_block + (1 if SCORE_OWN else 0), max_blocks))
     if split_start >= split_end:
         return
 
-    stacked = tl.arange(0, TILE_TOKENS * HEADS)
-    offset = first + stacked // HEADS
-    head = stacked % HEADS
+    stacked = tl.arange(0, TILE_TOKENS * PADDED_HEADS)
+    offset = first + stacked // PADDED_HEADS
+    head = stacked % PADDED_HEADS
     live = (offset < query_len) & (head < NUM_HEADS)
     token = (start + offset).to(tl.int64)
     channel = tl.arange(0, DIM)
@@ -138,14 +148,18 @@ def _score_kernel(
         other=0.0,
     )
     key = tl.arange(0, BLOCK)
-    k_offsets = key[None, :] * k_token_stride + channel[:, None]
     column = tl.arange(0, COLUMNS)
     row_scores = scores + head.to(tl.int64) * score_head_stride + token * score_token_stride
     table = block_table + row.to(tl.int64) * table_stride
-    kept = tl.zeros([TILE_TOKENS * HEADS, COLUMNS], dtype=tl.float32)
+    kept = tl.zeros([TILE_TOKENS * PADDED_HEADS, COLUMNS], dtype=tl.float32)
     for block in range(split_start, split_end):
-        page = tl.load(table + block).to(tl.int64)
-        k = tl.load(index_k_pages + page * k_page_stride + k_offsets)
+        page = live_page(table + block, num_pages)
+        if TMA:
+            k = tl.trans(widen(index_k_pages.load([page, 0, 0]).reshape(BLOCK, DIM), index_q.dtype.element_ty))
+        else:
+            k_block = index_k_pages + page.to(tl.int64) * k_page_stride
+            k = tl.load(k_block + key[None, :] * k_token_stride + channel[:, None])
+            k = widen(k, index_q.dtype.element_ty)
         dots = tl.dot(q, k, input_precision="ieee")
         if SCORE_OWN:
             hidden = block * BLOCK + key[None, :] > (context_len + offset)[:, None]

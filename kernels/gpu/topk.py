@@ -17,9 +17,12 @@ from ..batch import BLOCK_SIZE, Batch
 
 SINGLE_ROUND_BLOCKS = 512
 """Up to so many blocks are compared directly, without groups."""
-GROUPS = 512
+MANY_BLOCKS = 4096
+GROUPS = 256
+GROUPS_OF_MANY = 512
+"""Groups above ``MANY_BLOCKS``: twice the maxima to compare, half the blocks to read again."""
 GROUP_RUN = 4
-"""Neighbouring blocks in a group, one 16-byte load; the rest of it lies at multiples of ``GROUPS * GROUP_RUN``."""
+"""Neighbouring blocks in a group, one 16-byte load; the rest of it lies at multiples of ``groups * GROUP_RUN``."""
 
 
 def select_topk(
@@ -52,9 +55,10 @@ def select_topk(
         raise ValueError(f"{max_blocks} blocks may be visible, but top-k is {topk}; pass scores")
     stride_head, stride_token = (0, 0) if scores is None else scores.stride()[:2]
     aligned = (stride_head | stride_token) % 4 == 0 and (scores is None or scores.data_ptr() % 16 == 0)
+    groups = GROUPS if max_blocks <= MANY_BLOCKS else GROUPS_OF_MANY
     num_steps = 0
     if max_blocks > SINGLE_ROUND_BLOCKS:
-        num_steps = triton.next_power_of_2(triton.cdiv(max_blocks, GROUPS * GROUP_RUN))
+        num_steps = triton.next_power_of_2(triton.cdiv(max_blocks, groups * GROUP_RUN))
     _select_topk[(num_tokens, num_heads)](
         scores if scores is not None else block_ids,
         block_ids,
@@ -74,7 +78,7 @@ def select_topk(
         HAS_SCORES=scores is not None,
         NUM_BLOCKS=max(32, triton.next_power_of_2(max_blocks)) if num_steps == 0 else 0,
         NUM_STEPS=num_steps,
-        GROUPS=GROUPS,
+        GROUPS=groups,
         GROUP_RUN=GROUP_RUN,
         num_warps=1,
     )
@@ -116,9 +120,8 @@ def _select_topk(
     if (visible <= TOPK) | (not HAS_SCORES):
         tl.store(chosen + slot, tl.where(slot < visible, slot, -1), mask=slot < TOPK)
     else:
-        token_scores = scores + tl.multiple_of(
-            head.to(tl.int64) * stride_head + token * stride_token.to(tl.int64), ALIGN
-        )
+        first = head.to(tl.int64) * stride_head + token.to(tl.int64) * stride_token
+        token_scores = scores + tl.multiple_of(first, ALIGN)
         # Forced blocks take no part. That does not spoil the groups: at most as many of the TOPK maxima are forced
         # blocks' own as blocks are forced, and so many fewer are wanted.
         k = TOPK - INIT_BLOCKS - LOCAL_BLOCKS

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from msa_backend.kernels.batch import BLOCK_SIZE, Batch
 
+from .implementations import INTERPRETED
+
 GARBAGE_PAGES = (-1, -(2**31), 2**31 - 1, 10**6, 0)
 LAYOUTS = ("separate", "halves", "token_major_halves", "slot_pool")
 
@@ -43,9 +45,17 @@ class Case:
         return int(self.batch.cu_seqlens_q[-1])
 
     def to(self, device: str) -> Case:
-        tensors = {f.name: getattr(self, f.name).to(device) for f in fields(self) if f.name != "batch"}
-        batch = {name: x.to(device) for name, x in vars(self.batch).items() if isinstance(x, Tensor)}
+        tensors = {f.name: moved(getattr(self, f.name), device) for f in fields(self) if f.name != "batch"}
+        batch = {name: moved(x, device) for name, x in vars(self.batch).items() if isinstance(x, Tensor)}
         return replace(self, **tensors, batch=replace(self.batch, **batch))
+
+
+def moved(x: Tensor, device: str) -> Tensor:
+    """``x`` on ``device`` with its strides and what lies between them; ``Tensor.to`` would make a view contiguous."""
+    if x.device.type == device:
+        return x
+    whole = x.as_strided((x.untyped_storage().nbytes() // x.itemsize,), (1,), 0)
+    return whole.to(device).as_strided(x.shape, x.stride(), x.storage_offset())
 
 
 def make_case(
@@ -60,8 +70,11 @@ def make_case(
     share_prefix: bool = False,
     padding_tail: int = 0,
     seed: int = 0,
+    device: str = "cpu",
 ) -> Case:
+    """A batch of ``rows``. With the values made on a GPU, a million tokens take a second."""
     rng = torch.Generator().manual_seed(seed)
+    of_values = torch.Generator(device).manual_seed(seed)
     cache_dtype = cache_dtype or dtype
     seq_lens = [row.seq_len for row in rows]
     num_blocks = [-(-n // BLOCK_SIZE) for n in seq_lens]
@@ -83,9 +96,11 @@ def make_case(
             live[page, : min(BLOCK_SIZE, row.seq_len - j * BLOCK_SIZE)] = True
 
     def normal(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=rng)
+        return torch.randn(shape, generator=of_values, device=device)
 
-    poison = torch.where(torch.rand(num_pages, BLOCK_SIZE, 1, generator=rng) < 0.5, torch.nan, torch.inf)
+    live = live.to(device)
+    nan = torch.rand(num_pages, BLOCK_SIZE, 1, generator=of_values, device=device) < 0.5
+    poison = torch.where(nan, torch.nan, torch.inf)
     keys_and_values = normal(num_pages, BLOCK_SIZE, num_kv_heads, 2 * dim)
     keys_and_values = keys_and_values.where(live[..., None, None], poison[..., None]).to(cache_dtype)
     index_keys = normal(num_pages, BLOCK_SIZE, dim).where(live[..., None], poison).to(cache_dtype)
@@ -100,10 +115,10 @@ def make_case(
         v_pages=v_pages,
         index_k_pages=index_keys,
         batch=Batch(
-            cu_seqlens_q=bounds.int(),
-            seq_lens=torch.tensor(seq_lens, dtype=torch.int32),
-            context_lens=torch.tensor([row.context_len for row in rows], dtype=torch.int32),
-            block_table=block_table,
+            cu_seqlens_q=bounds.int().to(device),
+            seq_lens=torch.tensor(seq_lens, dtype=torch.int32, device=device),
+            context_lens=torch.tensor([row.context_len for row in rows], dtype=torch.int32, device=device),
+            block_table=block_table.to(device),
             max_query_len=max((row.query_len for row in rows), default=0),
             max_seq_len=max(seq_lens, default=0),
         ),
@@ -126,8 +141,16 @@ def lay_out(keys_and_values: Tensor, layout: str) -> tuple[Tensor, Tensor]:
     return tuple(x.view(-1, BLOCK_SIZE, num_kv_heads, dim).permute(0, 2, 1, 3) for x in (k, v))
 
 
+# Under the interpreter, a tenth of the work: what it lacks in length, the GPU's tests at the model's shapes have.
 lengths = st.sampled_from([1, 127, 128, 129, 2047, 2048, 2049]) | st.integers(1, 1500)
 short_lengths = st.sampled_from([1, 127, 128, 129, 257]) | st.integers(1, 300)
+if INTERPRETED:
+    lengths = st.sampled_from([1, 127, 128, 129, 640]) | st.integers(1, 700)
+    short_lengths = st.sampled_from([1, 127, 128, 129]) | st.integers(1, 60)
+# Numpy, on which the interpreter computes, has no bf16, and what Triton 3.9 puts in its place gives wrong products.
+HALF = torch.float16 if INTERPRETED else torch.bfloat16
+TOPK = 2 if INTERPRETED else 16
+"""The released model's 16 blocks are 2,048 tokens."""
 one_row = st.one_of(
     st.builds(Row.of, short_lengths),  # prompt
     st.builds(Row.of, short_lengths, lengths),  # chunk of one
@@ -141,11 +164,11 @@ one_row = st.one_of(
 # Built by name, so that a failing example prints as the call that makes it, not as its tensors.
 cases = st.builds(
     make_case,
-    rows=st.lists(one_row, min_size=1, max_size=5),
+    rows=st.lists(one_row, min_size=1, max_size=3 if INTERPRETED else 5),
     num_kv_heads=st.integers(1, 4),
-    group=st.sampled_from([1, 2, 3, 8, 16]),
+    group=st.sampled_from([1, 2, 3, 8, 12, 16]),
     dim=st.sampled_from([16, 32]),
-    dtype=st.sampled_from([torch.float16, torch.bfloat16, torch.float32]),
+    dtype=st.sampled_from([torch.float16, HALF, torch.float32]),
     layout=st.sampled_from(LAYOUTS),
     share_prefix=st.booleans(),
     padding_tail=st.sampled_from([0, 0, 1, 7]),

@@ -2,31 +2,44 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
+from torch import Tensor
 
 from msa_backend.kernels import api
 from msa_backend.kernels.cpu import select
 
-from .batches import Case, Row, cases, make_case, selections
+from .batches import HALF, TOPK, Case, Row, cases, make_case, selections
 from .compare import assert_selection
+from .implementations import Implementation, every_implementation, examples
 
 
-@settings(max_examples=300)
+def selected(ops: Implementation, case: Case, **selection: int) -> Tensor:
+    case = case.to(ops.device)
+    return ops.select_blocks(case.index_q, case.index_k_pages, case.batch, **selection).cpu()
+
+
+def check(ops: Implementation, case: Case, **selection: int) -> None:
+    assert_selection(case, selected(ops, case, **selection), **selection)
+
+
+@every_implementation
+@examples(300)
 @given(case=cases, selection=selections())
-def test_any_batch(case: Case, selection: dict[str, int]):
-    block_ids = api.select_blocks(case.index_q, case.index_k_pages, case.batch, **selection)
-    assert_selection(case, block_ids, **selection)
+def test_any_batch(ops: Implementation, case: Case, selection: dict[str, int]):
+    check(ops, case, **selection)
 
 
-@pytest.mark.parametrize("length", [1, 127, 128, 129, 2047, 2048, 2049, 2177])
+@every_implementation
+@pytest.mark.parametrize("length", [1, 127, 128, *(TOPK * 128 + n for n in (-1, 0, 1, 129))])
 @pytest.mark.parametrize("query_len", [1, 5, 17, None])
-def test_lengths_about_topk(length: int, query_len: int | None):
-    """At the released model's top-k, where selecting begins: 16 blocks are 2048 tokens."""
+def test_lengths_about_topk(ops: Implementation, length: int, query_len: int | None):
+    """At the released model's top-k, where selecting begins."""
     query_len = min(query_len or length, length)
-    case = make_case([Row.of(query_len, length - query_len)], dtype=torch.bfloat16)
-    assert_selection(case, api.select_blocks(case.index_q, case.index_k_pages, case.batch, topk=16), topk=16)
+    check(ops, make_case([Row.of(query_len, length - query_len)], dtype=HALF), topk=TOPK)
 
 
 @pytest.mark.parametrize("query_len", [3, 40])
@@ -39,38 +52,53 @@ def test_work_in_pieces(query_len: int, monkeypatch: pytest.MonkeyPatch):
     assert_selection(case, api.select_blocks(case.index_q, case.index_k_pages, case.batch, topk=2), topk=2)
 
 
-def test_forced_blocks_outrank_any_score():
+@every_implementation
+def test_forced_blocks_outrank_any_score(ops: Implementation):
     """Even a sequence whose own index keys overflowed gets its forced blocks, and only blocks it sees."""
     case = make_case([Row.of(1, 1000), Row.of(20, 1000)])
     for bad in (torch.inf, -torch.inf, torch.nan):
-        index_k_pages = torch.full_like(case.index_k_pages, bad)
-        block_ids = api.select_blocks(case.index_q, index_k_pages, case.batch, topk=3, init_blocks=1, local_blocks=1)
+        broken = replace(case, index_k_pages=torch.full_like(case.index_k_pages, bad))
+        block_ids = selected(ops, broken, topk=3, init_blocks=1, local_blocks=1)
         assert (block_ids[..., 0] == 0).all() and (block_ids[..., 2] == 7).all()
         assert ((block_ids[..., 1] > 0) & (block_ids[..., 1] < 7)).all()
 
 
+@every_implementation
 @pytest.mark.parametrize("cache_dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
-def test_fp8_index_keys(cache_dtype: torch.dtype):
-    case = make_case([Row.of(40, 900), Row.of(1, 1200)], dtype=torch.bfloat16, cache_dtype=cache_dtype)
-    assert_selection(case, api.select_blocks(case.index_q, case.index_k_pages, case.batch, topk=4), topk=4)
+def test_fp8_index_keys(ops: Implementation, cache_dtype: torch.dtype):
+    check(ops, make_case([Row.of(40, 900), Row.of(1, 1200)], dtype=HALF, cache_dtype=cache_dtype), topk=4)
 
 
-def test_strided_index_keys():
+@every_implementation
+def test_strided_index_keys(ops: Implementation):
     case = make_case([Row.of(40, 900), Row.of(1, 1200)])
     wide = torch.full((*case.index_k_pages.shape[:2], 3 * case.index_k_pages.shape[2]), torch.nan)
-    strided = wide.chunk(3, dim=-1)[1].copy_(case.index_k_pages)
-    block_ids = api.select_blocks(case.index_q, strided, case.batch, topk=4)
-    assert_selection(case, block_ids, topk=4)
+    check(ops, replace(case, index_k_pages=wide.chunk(3, dim=-1)[1].copy_(case.index_k_pages)), topk=4)
 
 
-def test_no_rows():
-    case = make_case([], padding_tail=2)
-    assert (api.select_blocks(case.index_q, case.index_k_pages, case.batch, topk=4) == -1).all()
+@every_implementation
+def test_strided_index_queries(ops: Implementation):
+    """A view of a fused projection, or with heads outermost."""
+    case = make_case([Row.of(40, 900), Row.of(1, 1200)])
+    fused = torch.full((case.index_q.shape[0], 3 * case.index_q.shape[1], case.index_q.shape[2]), torch.nan)
+    heads_first = case.index_q.transpose(0, 1).contiguous().transpose(0, 1)
+    for index_q in (fused.chunk(3, dim=1)[1].copy_(case.index_q), heads_first):
+        check(ops, replace(case, index_q=index_q), topk=4)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_on_cuda():
-    case = make_case([Row.of(300, 1000), Row.of(1, 1200), Row.of(3, 2000), Row(1, 0, 0)], dtype=torch.bfloat16)
-    there = case.to("cuda")
-    block_ids = api.select_blocks(there.index_q, there.index_k_pages, there.batch, topk=4)
-    assert_selection(case, block_ids.cpu(), topk=4)
+@every_implementation
+def test_loose_bounds(ops: Implementation):
+    """The bounds of a batch may be those of a recorded graph, far above what its rows have."""
+    case = make_case([Row.of(40, 900), Row.of(1, 1200), Row.of(0, 5)])
+    loose = replace(case, batch=replace(case.batch, max_query_len=200, max_seq_len=9000))
+    assert_selection(case, selected(ops, loose, topk=4), topk=4)
+
+
+@every_implementation
+def test_no_rows(ops: Implementation):
+    assert (selected(ops, make_case([], padding_tail=2), topk=4) == -1).all()
+
+
+@every_implementation
+def test_no_tokens(ops: Implementation):
+    assert selected(ops, make_case([Row.of(0, 300)]), topk=4).shape == (2, 0, 4)

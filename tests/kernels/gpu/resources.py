@@ -130,15 +130,18 @@ class _AbsentDriver:
 
 
 @contextmanager
-def compile_only(capability: int) -> Iterator[list[Compiled]]:
+def compile_only(capability: int, each: Callable[[Compiled], None] | None = None) -> Iterator[list[Compiled]]:
     """Inside, launching a kernel compiles it for SM ``capability`` and adds it to the list, once."""
     compiled: dict[int, Compiled] = {}
     launch = JITFunction.run
 
     def run(self: JITFunction, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> Any:
         kernel = launch(self, *args, grid=grid, warmup=True, **kwargs)
-        compiled.setdefault(id(kernel), Compiled(capability, kernel))
-        result.extend(list(compiled.values())[len(result) :])
+        if id(kernel) not in compiled:
+            compiled[id(kernel)] = Compiled(capability, kernel)
+            result.append(compiled[id(kernel)])
+            if each:
+                each(compiled[id(kernel)])
         return kernel
 
     result: list[Compiled] = []
@@ -183,16 +186,14 @@ def main() -> None:
     functions = [load(place) for place in arguments.launches]
     print(COLUMNS.format("SM", "regs", "stack", "shared", "w/st", "blocks/SM", "wgmma", "mma", "kernel and constants"))
     for capability in arguments.arch:
-        with compile_only(capability) as compiled:
+        with compile_only(capability, lambda c: print(line(c), flush=True)) as compiled:
             for function in functions:
                 function()
-        for i, c in enumerate(compiled):
-            print(line(c), flush=True)
-            if arguments.keep:
-                arguments.keep.mkdir(parents=True, exist_ok=True)
-                stem = arguments.keep / f"sm{capability}-{i}-{c.name}"
-                stem.with_suffix(".ptx").write_text(c.kernel.asm["ptx"])
-                stem.with_suffix(".cubin").write_bytes(c.kernel.asm["cubin"])
+        for i, c in enumerate(compiled if arguments.keep else []):
+            arguments.keep.mkdir(parents=True, exist_ok=True)
+            stem = arguments.keep / f"sm{capability}-{i}-{c.name}"
+            stem.with_suffix(".ptx").write_text(c.kernel.asm["ptx"])
+            stem.with_suffix(".cubin").write_bytes(c.kernel.asm["cubin"])
 
 
 if __name__ == "__main__":

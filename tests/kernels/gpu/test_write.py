@@ -5,24 +5,18 @@ On a GPU, or in Triton's interpreter, whose bf16 is unreliable.
 
 from __future__ import annotations
 
-import os
-
 import pytest
 import torch
 
-from msa_backend.kernels import cpu
+from msa_backend.kernels import cpu, gpu
 from msa_backend.kernels.batch import BLOCK_SIZE
 
 from ..batches import LAYOUTS, lay_out
+from ..implementations import GPU, ON_CUDA
 
-gpu = pytest.importorskip("msa_backend.kernels.gpu", reason="needs triton")
-
-CUDA = torch.cuda.is_available()
-pytestmark = pytest.mark.skipif(
-    not CUDA and os.environ.get("TRITON_INTERPRET") != "1", reason="needs a GPU or TRITON_INTERPRET=1"
-)
-DEVICE = "cuda" if CUDA else "cpu"
-DTYPES = [torch.bfloat16, torch.float16, torch.float32] if CUDA else [torch.float16, torch.float32]
+pytestmark = pytest.mark.gpu
+DEVICE = GPU.device
+DTYPES = [torch.bfloat16, torch.float16, torch.float32] if ON_CUDA else [torch.float16, torch.float32]
 FP8 = [torch.float8_e4m3fn, torch.float8_e5m2]
 SLOTS = [130, 5, -1, 127, 128, 510, -100]
 PAGES = 4

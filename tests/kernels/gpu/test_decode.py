@@ -1,0 +1,124 @@
+"""Decode and verify against the definition, on a GPU if there is one, else under Triton's interpreter."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from msa_backend.kernels import reference
+from msa_backend.kernels.gpu import decode
+
+from ..batches import LAYOUTS, Case, Row, make_case
+from ..compare import assert_selection
+
+GPU = torch.cuda.is_available()
+DEVICE = "cuda" if GPU else "cpu"
+DTYPES = [torch.float16, torch.bfloat16, torch.float32] if GPU else [torch.float16, torch.float32]
+MIXED = [Row.of(4, 900), Row.of(1, 2300), Row(1, 0, 0), Row.of(3), Row.of(0, 300), Row(1, -1, 0), Row.of(7, 1020)]
+DECODE = [Row.of(1, 2300), Row(1, -1, 0), Row.of(1, 127), Row.of(1), Row.of(1, 1500)]
+SELECTION = {"topk": 4, "init_blocks": 0, "local_blocks": 1}
+
+
+def select(case: Case, **selection: int) -> Tensor:
+    on_device = case.to(DEVICE)
+    return decode.select_blocks(on_device.index_q, on_device.index_k_pages, on_device.batch, **selection).cpu()
+
+
+def check_attention(case: Case, block_ids: Tensor, **scales: float) -> None:
+    """Products of 16-bit numbers are exact in fp32, but the weights are rounded to the dtype of the values, each by
+    at most half a unit of it; the values averaged are of order 1."""
+    expected = reference.sparse_attention(
+        case.q, case.k_pages, case.v_pages, block_ids, case.batch, scale=case.scale, **scales
+    )
+    on_device = case.to(DEVICE)
+    out = torch.full_like(on_device.q, torch.nan)
+    result = decode.sparse_attention(
+        on_device.q,
+        on_device.k_pages,
+        on_device.v_pages,
+        block_ids.to(DEVICE),
+        on_device.batch,
+        scale=case.scale,
+        out=out,
+        **scales,
+    )
+    assert result is out
+    out = out.cpu().double()
+    eps = torch.finfo(case.q.dtype).eps if case.q.dtype != torch.float32 else 2e-6
+    assert (out - expected).norm() <= eps * expected.norm()
+    assert ((out - expected).abs() <= 2 * eps * expected.abs().max()).all()
+    assert (out[case.num_live_tokens :] == 0).all()
+
+
+def check(case: Case, selection: dict[str, Any], **scales: float) -> None:
+    assert_selection(case, select(case, **selection), **selection)
+    block_ids = reference.select_blocks(case.index_q, case.index_k_pages, case.batch, **selection)
+    check_attention(case, block_ids, **scales)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("rows", [DECODE, MIXED], ids=["decode", "verify"])
+def test_rows(rows: list[Row], dtype: torch.dtype):
+    check(make_case(rows, dtype=dtype, padding_tail=3), SELECTION)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_layouts(layout: str):
+    check(make_case(MIXED, dtype=torch.float16, layout=layout, share_prefix=True), SELECTION)
+
+
+@pytest.mark.parametrize("group", [1, 3, 12, 16])
+def test_groups(group: int):
+    check(make_case([Row.of(5, 700), Row.of(1, 600)], dtype=torch.float16, group=group), SELECTION)
+
+
+@pytest.mark.parametrize("num_kv_heads", [1, 3, 8])
+def test_heads(num_kv_heads: int):
+    check(make_case([Row.of(5, 700), Row.of(1, 600)], dtype=torch.float16, num_kv_heads=num_kv_heads), SELECTION)
+
+
+@pytest.mark.parametrize("query_len", [1, 2, 8, 16])
+@pytest.mark.parametrize("topk", [1, 13, 32])
+def test_row_lengths(query_len: int, topk: int):
+    case = make_case([Row.of(query_len, 4400), Row.of(query_len, 30)], group=16, dtype=torch.float16, padding_tail=1)
+    check(case, {"topk": topk, "init_blocks": 0, "local_blocks": 1})
+
+
+@pytest.mark.parametrize("dim", [16, 64, 128, 256])
+def test_head_sizes(dim: int):
+    check(make_case([Row.of(2, 600), Row.of(1, 600)], dim=dim, dtype=torch.float16), SELECTION)
+
+
+@pytest.mark.parametrize("cache_dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("query_len", [1, 3])
+def test_fp8_caches(query_len: int, dtype: torch.dtype, cache_dtype: torch.dtype):
+    case = make_case([Row.of(query_len, 700), Row.of(1, 600)], dtype=dtype, cache_dtype=cache_dtype)
+    check(case, SELECTION, k_scale=0.5, v_scale=2.0)
+
+
+@pytest.mark.skipif(GPU, reason="the device has the format itself")
+def test_fp8_as_bytes(monkeypatch: pytest.MonkeyPatch):
+    """As on an SM80, where Triton has no e4m3."""
+    monkeypatch.setattr("msa_backend.kernels.gpu.fp8.E4M3_CAPABILITY", (99, 0))
+    case = make_case([Row.of(2, 700)], dtype=torch.float16, cache_dtype=torch.float8_e4m3fn)
+    check(case, SELECTION, k_scale=0.5, v_scale=2.0)
+
+
+@pytest.mark.parametrize("query_len", [1, 3])
+def test_tokens_without_blocks(query_len: int):
+    case = make_case([Row.of(query_len, 600), Row.of(query_len, 900)], dtype=torch.float16)
+    block_ids = reference.select_blocks(case.index_q, case.index_k_pages, case.batch, **SELECTION)
+    block_ids[:, 0] = -1
+    check_attention(case, block_ids)
+
+
+def test_many_rows():
+    """More rows than programs are wanted: nothing is split, nothing merged."""
+    rows = [Row.of(1, 30 + 40 * i) for i in range(600 if GPU else 12)] + [Row(1, 0, 0)]
+    check(make_case(rows[-60:] if GPU else rows, dtype=torch.float16, padding_tail=5, dim=16), SELECTION)
+    rows = [Row.of(2, 30 + 40 * i) for i in range(9)]
+    check(make_case(rows, dtype=torch.float16, padding_tail=25, dim=16), SELECTION)
