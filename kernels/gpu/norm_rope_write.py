@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..batch import BLOCK_SIZE
 from .fp8 import storable, to_cache
+from .rows import STEP_ARGUMENTS
 
 ROWS, NUM_WARPS = 16, 4
 """Heads of one or more tokens that a program takes together, and its warps."""
@@ -70,7 +71,7 @@ def norm_rope_write(
     return q, index_q
 
 
-@triton.jit(do_not_specialize=["num_tokens"])
+@triton.jit(do_not_specialize=STEP_ARGUMENTS)
 def _norm_rope_write(
     projected_ptr, positions_ptr, cos_sin_ptr, q_weight_ptr, k_weight_ptr, index_q_weight_ptr, index_k_weight_ptr,
     q_ptr, index_q_ptr, k_pages_ptr, v_pages_ptr, index_k_pages_ptr, slots_ptr, eps, k_scale, v_scale,
