@@ -32,7 +32,7 @@ CONFIGS = {
     (True, 4): Config(2, 4, 2),
 }
 COLUMNS = 16
-"""The rows of scores are a multiple of so many blocks long, and so are their strides: one compiled kernel serves all."""
+"""The rows of scores are a multiple of so many blocks long; so are their strides, and one compiled kernel serves all"""
 
 
 def score_blocks(index_q: Tensor, index_k_pages: Tensor, batch: Batch, *, topk: int) -> Tensor:
