@@ -238,8 +238,6 @@ def _combine_kernel(
     channel = tl.arange(0, DIM)
     slot = tl.arange(0, SLOTS)
     places = place + (head * num_tokens + token) * TOPK
-    if tl.load(places) == _ELSEWHERE:
-        return
     entry = tl.load(places + slot, mask=slot < TOPK, other=-1).to(tl.int64)
     there = (entry >= 0)[:, None] & (in_group < GROUP)[None, :]
     logsumexp = tl.load(lse + entry[:, None] * PADDED_GROUP + in_group[None, :], mask=there, other=float("-inf"))
@@ -256,4 +254,6 @@ def _combine_kernel(
         result += tl.sum(weight[:, :, None] * value.to(tl.float32), axis=0)
     result = result / tl.where(total > 0, total, 1.0)[:, None]
     at = out + token * out_token_stride + (head * GROUP + in_group)[:, None] * out_head_stride + channel[None, :]
-    tl.store(at, result.to(out.dtype.element_ty), mask=(in_group < GROUP)[:, None])
+    # A branch at the top that leaves these tokens out would make every load below wait for it.
+    mine = tl.load(places) != _ELSEWHERE
+    tl.store(at, result.to(out.dtype.element_ty), mask=(in_group < tl.where(mine, GROUP, 0))[:, None])
