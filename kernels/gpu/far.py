@@ -17,6 +17,7 @@ from ..batch import BLOCK_SIZE, Batch
 from . import tma
 from .fp8 import loadable, widen
 from .invert import _ELSEWHERE, _TOKEN_BITS, _TOKEN_MASK, invert
+from .rows import STEP_ARGUMENTS
 
 TILE_ROWS = 64
 """Rows of a tile: tokens times query heads of the group. With 64 and four warps two programs fit on an SM, and one
@@ -117,7 +118,7 @@ def attend_far(
     )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=STEP_ARGUMENTS)
 def _attend_kernel(
     q,
     k_pages,
@@ -215,7 +216,7 @@ def _attend_kernel(
         entry += TOKENS
 
 
-@triton.jit
+@triton.jit(do_not_specialize=STEP_ARGUMENTS)
 def _combine_kernel(
     partial,
     lse,

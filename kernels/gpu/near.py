@@ -16,7 +16,7 @@ from torch import Tensor
 from ..batch import BLOCK_SIZE, Batch
 from . import arch, tma
 from .fp8 import loadable, widen
-from .rows import live_page
+from .rows import STEP_ARGUMENTS, live_page
 
 NEAR_BLOCKS = 28
 """Visible blocks up to which this kernel attends; at most 32, the bits of a word."""
@@ -101,7 +101,7 @@ def attend_near(
     )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=STEP_ARGUMENTS)
 def _near_kernel(
     q,
     k_tiles,
