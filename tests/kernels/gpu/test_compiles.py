@@ -16,9 +16,10 @@ SPILLED_BYTES = 64
 
 @pytest.fixture(scope="module", params=sorted(GPUS))
 def compiled(request: pytest.FixtureRequest) -> list[Compiled]:
-    with compile_only(request.param) as compiled:
+    with compile_only(request.param) as launched:
         launches.everything()
-    return compiled
+    assert not launched.failed, "\n\n".join(launched.failed)
+    return launched.compiled
 
 
 def test_it_fits(compiled: list[Compiled]):
