@@ -29,10 +29,18 @@ def batch(num_seqs: int, query_len: int, seq_len: int) -> Batch:
 
 
 def layer(
-    num_seqs: int, query_len: int, seq_len: int, *, kv_heads: int = 4, heads: int = 64, cache_dtype: torch.dtype = BF16
+    num_seqs: int,
+    query_len: int,
+    seq_len: int,
+    *,
+    kv_heads: int = 4,
+    heads: int = 64,
+    dim: int = 128,
+    topk: int = 16,
+    cache_dtype: torch.dtype = BF16,
 ) -> None:
     """One sparse layer: write, select, attend."""
-    dim, rotary_dim = 128, 64
+    rotary_dim = dim // 2
     rows = batch(num_seqs, query_len, seq_len)
     num_tokens, num_pages = num_seqs * query_len, rows.block_table.numel()
     scales = {"k_scale": 0.5, "v_scale": 0.25} if cache_dtype == E4M3 else {}
@@ -52,7 +60,7 @@ def layer(
         projected, slots, normal(seq_len, rotary_dim), *normal(4, dim), *cache, slots,
         num_heads=heads, eps=1e-6, index_q_dtype=None, **scales,
     )  # fmt: skip
-    block_ids = gpu.select_blocks(index_q, index_k_pages, rows, topk=16)
+    block_ids = gpu.select_blocks(index_q, index_k_pages, rows, topk=topk)
     gpu.sparse_attention(q, k_pages, v_pages, block_ids, rows, scale=dim**-0.5, **scales)
 
 
@@ -78,6 +86,13 @@ def everything() -> None:
         for cache_dtype in (BF16, E4M3):
             for num_seqs, query_len, seq_len in ((1, 8192, 131072), (1, 171, 55339), (8, 1, 131072), (8, 8, 50000)):
                 layer(num_seqs, query_len, seq_len, cache_dtype=cache_dtype, **heads)
+
+
+def corners() -> None:
+    """The largest and smallest that the operations take."""
+    for extreme in ({"dim": 256, "topk": 32}, {"dim": 16, "topk": 1, "kv_heads": 3, "heads": 9}):
+        for num_seqs, query_len, seq_len in ((1, 512, 9000), (8, 1, 5000), (2, 16, 5000)):
+            layer(num_seqs, query_len, seq_len, **extreme)
 
 
 def small() -> None:
