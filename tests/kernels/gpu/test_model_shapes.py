@@ -114,11 +114,16 @@ def test_long_contexts(seed: int, rows: list[Row], cache_dtype: torch.dtype):
     check(case, seed, samples=64)
 
 
-def test_addresses_past_two_to_the_31(seed: int):
+@pytest.mark.parametrize("capability", [(8, 0), (9, 0)], ids=str)
+@pytest.mark.parametrize("query_len", [300, 8])
+def test_addresses_past_two_to_the_31(
+    monkeypatch: pytest.MonkeyPatch, seed: int, query_len: int, capability: tuple[int, int]
+):
     """Pages whose elements lie more than 2**31 from the first: a page id times a stride needs 64 bits."""
+    monkeypatch.setattr(gpu.arch, "capability", lambda device: capability)
     heads, dim = 1, 128
     stride = 40 * BLOCK_SIZE * dim  # of a page, in elements: with 8000 pages, 5.2e9
-    small = make_case([Row.of(300, 700_000), Row.of(1, 300_000)], num_kv_heads=heads, group=4, dim=dim, dtype=BF16,
+    small = make_case([Row.of(query_len, 700_000), Row.of(1, 300_000)], num_kv_heads=heads, group=4, dim=dim, dtype=BF16,
                       seed=seed, device="cuda")  # fmt: skip
     num_pages = small.k_pages.shape[0]
 
