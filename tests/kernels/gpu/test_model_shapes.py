@@ -123,7 +123,8 @@ def test_addresses_past_two_to_the_31(
     monkeypatch.setattr(gpu.arch, "capability", lambda device: capability)
     heads, dim = 1, 128
     stride = 40 * BLOCK_SIZE * dim  # of a page, in elements: with 8000 pages, 5.2e9
-    small = make_case([Row.of(query_len, 700_000), Row.of(1, 300_000)], num_kv_heads=heads, group=4, dim=dim, dtype=BF16,
+    rows = [Row.of(query_len, 700_000), Row.of(1, 300_000)]
+    small = make_case(rows, num_kv_heads=heads, group=4, dim=dim, dtype=BF16,
                       seed=seed, device="cuda")  # fmt: skip
     num_pages = small.k_pages.shape[0]
 
