@@ -185,8 +185,8 @@ def _attend_kernel(
         v_block = v_pages + page * v_page_stride + head * v_head_stride
         v_block += slot[:, None] * v_token_stride + channel[None, :]
         if PARTLY:
-            k = widen(tl.load(k_block, mask=valid[:, None], other=0.0), q.dtype.element_ty)
-            v = widen(tl.load(v_block, mask=valid[:, None], other=0.0), q.dtype.element_ty)
+            k = widen(tl.load(k_block, mask=valid[:, None], other=0), q.dtype.element_ty)
+            v = widen(tl.load(v_block, mask=valid[:, None], other=0), q.dtype.element_ty)
         else:
             k = widen(tl.load(k_block), q.dtype.element_ty)
             v = widen(tl.load(v_block), q.dtype.element_ty)

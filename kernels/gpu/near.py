@@ -215,8 +215,8 @@ def _near_kernel(
         page = live_page(table + block, num_pages).to(tl.int64)
         # Past the last query's position may lie garbage; 0 * NaN would reach the sum.
         valid = (block * BLOCK + key <= last_position)[:, None]
-        k = widen(tl.load(k_head + page * k_page_stride, mask=valid, other=0.0), q.dtype.element_ty)
-        v = widen(tl.load(v_head + page * v_page_stride, mask=valid, other=0.0), q.dtype.element_ty)
+        k = widen(tl.load(k_head + page * k_page_stride, mask=valid, other=0), q.dtype.element_ty)
+        v = widen(tl.load(v_head + page * v_page_stride, mask=valid, other=0), q.dtype.element_ty)
         dots = tl.dot(tile_q, tl.trans(k), input_precision="ieee") * scale
         visible = (block * BLOCK + key[None, :] <= position[:, None]) & ((chosen >> block) & 1 == 1)[:, None]
         dots = tl.where(visible, dots, float("-inf"))
