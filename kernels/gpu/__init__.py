@@ -5,6 +5,8 @@ The host never waits for the device, and grids follow from shapes alone, so a CU
 
 from __future__ import annotations
 
+from types import ModuleType
+
 import torch
 from torch import Tensor
 
@@ -45,5 +47,5 @@ def sparse_attention(
     return out
 
 
-def _kernels(batch: Batch):  # type: ignore[no-untyped-def]
+def _kernels(batch: Batch) -> ModuleType:
     return decode if batch.max_query_len <= decode.MAX_QUERY_LEN else prefill
