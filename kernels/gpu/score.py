@@ -10,7 +10,7 @@ from torch import Tensor
 from ..batch import BLOCK_SIZE, Batch
 from . import arch, tma
 from .fp8 import loadable, widen
-from .rows import live_page
+from .rows import STEP_ARGUMENTS, live_page
 
 COLUMNS = 8
 """Blocks whose scores are stored together: one 32-byte sector a row."""
@@ -45,7 +45,9 @@ def score_blocks(
     num_tokens, num_heads, dim = index_q.shape
     max_blocks = min(triton.cdiv(batch.max_seq_len, BLOCK_SIZE), batch.block_table.shape[1])
     num_blocks = triton.cdiv(max_blocks, COLUMNS) * COLUMNS
-    scores = torch.empty(num_heads, num_tokens, num_blocks, dtype=torch.float32, device=index_q.device)
+    # Strides are multiples of 16 in every step, so that one compiled kernel serves all.
+    width = triton.cdiv(num_blocks, 16) * 16
+    scores = torch.empty(num_heads, num_tokens, width, dtype=torch.float32, device=index_q.device)[..., :num_blocks]
 
     padded_heads = triton.next_power_of_2(num_heads)
     tile_tokens = max(1, TILE_ROWS // padded_heads)
@@ -88,7 +90,7 @@ def score_blocks(
     return scores
 
 
-@triton.jit
+@triton.jit(do_not_specialize=STEP_ARGUMENTS)
 def _score_kernel(
     index_q,
     index_k_pages,

@@ -15,6 +15,7 @@ from torch import Tensor
 from ...batch import BLOCK_SIZE, Batch
 from .. import arch
 from ..fp8 import loadable, widen
+from ..rows import STEP_ARGUMENTS
 
 MAX_STACKED = 128
 """Rows of a tile: query tokens times the heads of a group. Longer rows of tokens are cut."""
@@ -141,7 +142,7 @@ def sparse_attention(
     return out
 
 
-@triton.jit(do_not_specialize=["num_tokens"])
+@triton.jit(do_not_specialize=STEP_ARGUMENTS)
 def _attend_rows(
     q,
     k_pages,
@@ -320,7 +321,7 @@ def _share_of_union(
     return count
 
 
-@triton.jit(do_not_specialize=["num_seqs", "num_tokens"])
+@triton.jit(do_not_specialize=STEP_ARGUMENTS)
 def _merge(
     partial,
     lse,

@@ -12,6 +12,7 @@ from torch import Tensor
 from ...batch import BLOCK_SIZE, Batch
 from .. import arch
 from ..fp8 import loadable, widen
+from ..rows import STEP_ARGUMENTS
 
 
 class Config(NamedTuple):
@@ -30,8 +31,8 @@ CONFIGS = {
     (True, 2): Config(4, 4, 3),
     (True, 4): Config(2, 4, 2),
 }
-COLUMNS = 8
-"""The rows of scores are a multiple of so many blocks long."""
+COLUMNS = 16
+"""The rows of scores are a multiple of so many blocks long; so are their strides, and one compiled kernel serves all"""
 
 
 def score_blocks(index_q: Tensor, index_k_pages: Tensor, batch: Batch, *, topk: int) -> Tensor:
@@ -86,7 +87,7 @@ def score_blocks(index_q: Tensor, index_k_pages: Tensor, batch: Batch, *, topk: 
     return scores
 
 
-@triton.jit(do_not_specialize=["max_blocks", "topk"])
+@triton.jit(do_not_specialize=STEP_ARGUMENTS)
 def _score_rows(
     index_q,
     index_k_pages,
