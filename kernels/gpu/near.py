@@ -20,7 +20,13 @@ from .rows import STEP_ARGUMENTS, live_page
 
 NEAR_BLOCKS = 24
 """Visible blocks up to which this kernel attends; at most 32, the bits of a word."""
-CONFIG = dict(rows=128, keys=128, w=8, s=2)
+TILE_ROWS = 64
+"""Rows of a tile: tokens times query heads of the group."""
+TILE_KEYS = 32
+"""Keys of a block that are worked on at a time. Small tiles let several programs share an SM, and one loads or takes
+exponentials while another multiplies; measured against 64 and 128, and against tiles of 128 rows."""
+NUM_WARPS = 4
+NUM_STAGES = 3
 
 
 def near_blocks(topk: int) -> int:

@@ -1,45 +1,59 @@
-"""After the warm-up no step compiles anything: found without a GPU, by compiling alone."""
+"""After the warm-up no step compiles anything."""
 
 from __future__ import annotations
 
-from unittest import mock
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import pytest
 import torch
 
-<<<<<<< HEAD
 from msa_backend.kernels import api
-=======
-from msa_backend.kernels import api, gpu
-from msa_backend.kernels.dispatch import Choice
-from msa_backend.kernels.gpu.warm_up import warm_up
->>>>>>> test
 
-from ..implementations import INTERPRETED
-from . import launches
-from .resources import compile_only, line
+from ..batches import Row, make_case
 
-pytestmark = pytest.mark.skipif(INTERPRETED, reason="compiles nothing under the interpreter")
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
-# Rows, query tokens of each, length of each: odd and even ones, 1, multiples of 16. Triton compiles anew for some.
+HEADS, KV_HEADS, DIM, TOPK = 16, 1, 128, 16
 STEPS = [
-    (1, 1, 1), (1, 1, 77), (1, 1, 3000), (1, 1, 60_001), (3, 1, 2049), (13, 1, 40_000), (16, 1, 5000), (32, 1, 65_536),
-    (1, 4, 300), (5, 4, 1003), (16, 4, 30_000), (31, 4, 9000), (2, 3, 500),
-    (1, 17, 17), (1, 182, 17_900), (1, 128, 4096), (1, 3001, 3001), (1, 4096, 65_536), (2, 2000, 30_000), (3, 33, 9033),
-]  # fmt: skip
+    [Row.of(1, n) for n in (1, 500, 3000)],
+    [Row.of(1, n) for n in range(100, 1400, 100)],
+    [Row.of(4, 1000 + n) for n in range(5)],
+    [Row.of(182, 17_718)],
+    [Row.of(3000)],
+    [Row.of(700), Row.of(1, 2000), Row.of(33, 9000)],
+    [Row.of(1, 60_000)],
+]
 
 
-@pytest.mark.parametrize("cache_dtype", [torch.bfloat16, torch.float8_e4m3fn], ids=str)
-def test_nothing_is_compiled_later(cache_dtype: torch.dtype):
-    # The cache and the width of the block table stay as they are while a server runs.
-    shape = {"kv_heads": 1, "heads": 16, "cache_dtype": cache_dtype, "max_pages": 512, "num_pages": 9001}
-    with compile_only(90) as launched, mock.patch.object(api, "choose", lambda device: Choice(gpu, "a test's")):
-        warm_up.__wrapped__(
-            num_heads=16, num_kv_heads=1, head_dim=128, index_dim=128, topk=16, init_blocks=0, local_blocks=1,
-            dtype=torch.bfloat16, kv_dtype=cache_dtype, index_dtype=cache_dtype, device=torch.device("meta"),
+@contextmanager
+def compiled() -> Iterator[list[str]]:
+    from triton import knobs
+
+    names: list[str] = []
+
+    def note(**what: Any) -> None:
+        names.append(what["fn"].name)
+
+    before, knobs.runtime.jit_post_compile_hook = knobs.runtime.jit_post_compile_hook, note
+    try:
+        yield names
+    finally:
+        knobs.runtime.jit_post_compile_hook = before
+
+
+def test_nothing_is_compiled_later():
+    from msa_backend.kernels.gpu.warm_up import warm_up
+
+    device = torch.device("cuda")
+    dtype = torch.bfloat16
+    with compiled() as early:
+        warm_up(
+            num_heads=HEADS, num_kv_heads=KV_HEADS, head_dim=DIM, index_dim=DIM, topk=TOPK, init_blocks=0,
+            local_blocks=1, dtype=dtype, kv_dtype=dtype, index_dtype=dtype, device=device,
             max_num_tokens=4096, max_num_seqs=32, max_draft_tokens=3, max_seq_len=65_536,
         )  # fmt: skip
-<<<<<<< HEAD
     assert early
     with compiled() as late:
         for rows in STEPS:
@@ -62,14 +76,3 @@ def test_nothing_is_compiled_later(cache_dtype: torch.dtype):
             api.sparse_attention(q, case.k_pages, case.v_pages, block_ids, case.batch, scale=case.scale)
         torch.cuda.synchronize()
     assert not late, f"compiled after the warm-up: {late}"
-=======
-        early = len(launched.compiled)
-        assert early
-        late = {}
-        for step in STEPS:
-            before = len(launched.compiled)
-            launches.step(*step, **shape)
-            late |= {line(c): step for c in launched.compiled[before:]}
-    assert not launched.failed, "\n\n".join(launched.failed)
-    assert not late, "\n".join(f"{step}: {c}" for c, step in late.items())
->>>>>>> test
