@@ -10,6 +10,7 @@ from msa_backend import __version__
 # Each module has `add_parser(subparsers)`, which sets the default `run`: called with the parsed
 # arguments, it returns the exit status.
 COMMANDS = {
+    "bench": ("msa_backend.bench", "time MSA's kernels beside the engines' own and dense attention"),
     "doctor": ("msa_backend.doctor", "say what is installed, what is supported and whether the plugin works"),
     "tiny": ("msa_backend.tiny", "write a small MiniMax-M3 checkpoint with random weights"),
 }

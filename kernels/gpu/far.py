@@ -14,16 +14,20 @@ import triton.language as tl
 from torch import Tensor
 
 from ..batch import BLOCK_SIZE, Batch
-from . import tma
+from . import arch, tma
 from .fp8 import loadable, widen
 from .invert import _ELSEWHERE, _TOKEN_BITS, _TOKEN_MASK, invert
+from .rows import STEP_ARGUMENTS
 
 TILE_ROWS = 64
 """Rows of a tile: tokens times query heads of the group. With 64 and four warps two programs fit on an SM, and one
 loads or takes exponentials while the other multiplies."""
 NUM_WARPS = 4
-ITEM_TOKENS = 64
-"""Most tokens that one program streams past its block."""
+MIN_ITEM_TOKENS = 16
+MAX_ITEM_TOKENS = 64
+"""Most tokens that one program streams past its block, in a short and in a long step."""
+ITEMS_PER_SM = 16
+"""Work items that should be left for each SM: with fewer, some SMs are done long before the others."""
 COMBINE_TOGETHER = 2
 """Partial outputs of a token that are loaded at a time: more were slower by far."""
 
@@ -51,7 +55,11 @@ def attend_far(
     padded_group = triton.next_power_of_2(group)
     topk = block_ids.shape[2]
     tile_tokens = max(1, TILE_ROWS // padded_group)
-    item_tokens = max(ITEM_TOKENS, tile_tokens)
+    fair_share = block_ids.numel() // (ITEMS_PER_SM * arch.num_sms(q.device))
+    item_tokens = MAX_ITEM_TOKENS
+    while item_tokens > max(MIN_ITEM_TOKENS, fair_share):
+        item_tokens //= 2
+    item_tokens = max(item_tokens, tile_tokens)
     k_pages, v_pages = loadable(k_pages), loadable(v_pages)
     inverse = invert(
         block_ids,
@@ -117,7 +125,7 @@ def attend_far(
     )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=STEP_ARGUMENTS)
 def _attend_kernel(
     q,
     k_pages,
@@ -185,8 +193,8 @@ def _attend_kernel(
         v_block = v_pages + page * v_page_stride + head * v_head_stride
         v_block += slot[:, None] * v_token_stride + channel[None, :]
         if PARTLY:
-            k = widen(tl.load(k_block, mask=valid[:, None], other=0), q.dtype.element_ty)
-            v = widen(tl.load(v_block, mask=valid[:, None], other=0), q.dtype.element_ty)
+            k = widen(tl.load(k_block, mask=valid[:, None], other=0.0), q.dtype.element_ty)
+            v = widen(tl.load(v_block, mask=valid[:, None], other=0.0), q.dtype.element_ty)
         else:
             k = widen(tl.load(k_block), q.dtype.element_ty)
             v = widen(tl.load(v_block), q.dtype.element_ty)
@@ -215,7 +223,7 @@ def _attend_kernel(
         entry += TOKENS
 
 
-@triton.jit
+@triton.jit(do_not_specialize=STEP_ARGUMENTS)
 def _combine_kernel(
     partial,
     lse,
@@ -237,8 +245,6 @@ def _combine_kernel(
     channel = tl.arange(0, DIM)
     slot = tl.arange(0, SLOTS)
     places = place + (head * num_tokens + token) * TOPK
-    if tl.load(places) == _ELSEWHERE:
-        return
     entry = tl.load(places + slot, mask=slot < TOPK, other=-1).to(tl.int64)
     there = (entry >= 0)[:, None] & (in_group < GROUP)[None, :]
     logsumexp = tl.load(lse + entry[:, None] * PADDED_GROUP + in_group[None, :], mask=there, other=float("-inf"))
@@ -255,4 +261,6 @@ def _combine_kernel(
         result += tl.sum(weight[:, :, None] * value.to(tl.float32), axis=0)
     result = result / tl.where(total > 0, total, 1.0)[:, None]
     at = out + token * out_token_stride + (head * GROUP + in_group)[:, None] * out_head_stride + channel[None, :]
-    tl.store(at, result.to(out.dtype.element_ty), mask=(in_group < GROUP)[:, None])
+    # A branch at the top that leaves these tokens out would make every load below wait for it.
+    mine = tl.load(places) != _ELSEWHERE
+    tl.store(at, result.to(out.dtype.element_ty), mask=(in_group < tl.where(mine, GROUP, 0))[:, None])

@@ -18,7 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..batch import BLOCK_SIZE, Batch
-from .rows import locate, search_steps
+from .rows import STEP_ARGUMENTS, locate, search_steps
 
 TOKEN_BITS = 24
 """Bits of a packed entry that hold the token; 7 above them hold how much of the block it sees."""
@@ -131,7 +131,7 @@ def invert(
     return Inverse(entries, place, items, cursors[1:])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=STEP_ARGUMENTS)
 def _count_kernel(
     block_ids,
     keys,
@@ -182,7 +182,7 @@ def _count_kernel(
     tl.store(tickets + at, ticket | (visible - 1) << _TOKEN_BITS, mask=chosen)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=STEP_ARGUMENTS)
 def _allocate_kernel(
     counts,
     offsets,
@@ -213,7 +213,7 @@ def _allocate_kernel(
             tl.store(item + i * 3 + 2, tl.minimum(count - i * item_tokens, item_tokens), mask=used)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=STEP_ARGUMENTS)
 def _fill_kernel(keys, place, offsets, entries, selections, num_tokens, TOPK: tl.constexpr, TILE: tl.constexpr):
     at = tl.program_id(0) * TILE + tl.arange(0, TILE)
     there = at < selections

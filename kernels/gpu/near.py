@@ -14,18 +14,24 @@ import triton.language as tl
 from torch import Tensor
 
 from ..batch import BLOCK_SIZE, Batch
-from . import arch, tma
+from . import tma
 from .fp8 import loadable, widen
-from .rows import live_page
+from .rows import STEP_ARGUMENTS, live_page
 
-NEAR_BLOCKS = 28
+NEAR_BLOCKS = 24
 """Visible blocks up to which this kernel attends; at most 32, the bits of a word."""
-TILE_ROWS = 128
+TILE_ROWS = 64
+"""Rows of a tile: tokens times query heads of the group."""
+TILE_KEYS = 32
+"""Keys of a block that are worked on at a time. Small tiles let several programs share an SM, and one loads or takes
+exponentials while another multiplies; measured against 64 and 128, and against tiles of 128 rows."""
+NUM_WARPS = 4
+NUM_STAGES = 3
 
 
 def near_blocks(topk: int) -> int:
     """Tokens that see up to so many blocks belong to this kernel. With a small top-k most of the walk is in vain."""
-    return min(NEAR_BLOCKS, topk * 7 // 4)
+    return min(NEAR_BLOCKS, topk * 3 // 2)
 
 
 def attend_near(
@@ -51,10 +57,10 @@ def attend_near(
     padded_group = triton.next_power_of_2(group)
     tile_tokens = max(1, TILE_ROWS // padded_group)
     k_pages, v_pages = loadable(k_pages), loadable(v_pages)
-    keys, values = (tma.descriptor(x, [1, 1, BLOCK_SIZE, dim]) for x in (k_pages, v_pages))
+    keys, values = (tma.descriptor(x, [1, 1, TILE_KEYS, dim]) for x in (k_pages, v_pages))
     use_tma = keys is not None and values is not None
-    hopper = arch.capability(q.device)[0] >= 9
-    _near_kernel[(triton.cdiv(batch.max_query_len, tile_tokens), num_kv_heads, batch.num_seqs + 1)](
+    longest = min(batch.max_query_len, near_blocks(topk) * BLOCK_SIZE)
+    _near_kernel[(triton.cdiv(longest, tile_tokens), num_kv_heads, batch.num_seqs + 1)](
         q,
         keys if use_tma else k_pages,
         values if use_tma else v_pages,
@@ -90,16 +96,17 @@ def attend_near(
         PADDED_GROUP=padded_group,
         DIM=dim,
         BLOCK=BLOCK_SIZE,
+        KEYS=TILE_KEYS,
         TOKENS=tile_tokens,
         TOPK=topk,
         SLOTS=triton.next_power_of_2(topk),
         TMA=use_tma,
-        num_warps=8,
-        num_stages=2 if hopper else 1,
+        num_warps=NUM_WARPS,
+        num_stages=NUM_STAGES,
     )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=STEP_ARGUMENTS)
 def _near_kernel(
     q,
     k_tiles,
@@ -136,6 +143,7 @@ def _near_kernel(
     PADDED_GROUP: tl.constexpr,
     DIM: tl.constexpr,
     BLOCK: tl.constexpr,
+    KEYS: tl.constexpr,
     TOKENS: tl.constexpr,
     TOPK: tl.constexpr,
     SLOTS: tl.constexpr,
@@ -162,7 +170,7 @@ def _near_kernel(
             tl.store(out_rows + token.to(tl.int64)[:, None] * out_token_stride, nothing, mask=live[:, None])
         return
 
-    tile = tl.cdiv(end - start, TOKENS) - 1 - tl.program_id(0)  # the longest first
+    tile = tl.minimum(tl.cdiv(end - start, TOKENS), tl.num_programs(0)) - 1 - tl.program_id(0)  # the longest first
     context_len = tl.load(context_lens + row)
     first_position = context_len + tile * TOKENS
     if tile < 0 or first_position >= near_blocks * BLOCK:
@@ -187,19 +195,24 @@ def _near_kernel(
     largest = tl.full([TOKENS * PADDED_GROUP], -1e30, dtype=tl.float32)
     total = tl.zeros([TOKENS * PADDED_GROUP], dtype=tl.float32)
     result = tl.zeros([TOKENS * PADDED_GROUP, DIM], dtype=tl.float32)
-    key = tl.arange(0, BLOCK)
+    key = tl.arange(0, KEYS)
     table = block_table + row.to(tl.int64) * table_stride
-    k_head = k_pages + head.to(tl.int64) * k_head_stride + key[:, None] * k_token_stride + channel[None, :]
-    v_head = v_pages + head.to(tl.int64) * v_head_stride + key[:, None] * v_token_stride + channel[None, :]
+    k_head = k_pages + head.to(tl.int64) * k_head_stride
+    v_head = v_pages + head.to(tl.int64) * v_head_stride
     seen_by_all = first_position // BLOCK
-    for block in range(seen_by_all):
+    PARTS: tl.constexpr = BLOCK // KEYS
+    for part in range(seen_by_all * PARTS):
+        block = part // PARTS
+        first_key = part % PARTS * KEYS
         page = live_page(table + block, num_pages)
         if TMA:
-            k = widen(k_tiles.load([page, head, 0, 0]).reshape(BLOCK, DIM), q.dtype.element_ty)
-            v = widen(v_tiles.load([page, head, 0, 0]).reshape(BLOCK, DIM), q.dtype.element_ty)
+            k = widen(k_tiles.load([page, head, first_key, 0]).reshape(KEYS, DIM), q.dtype.element_ty)
+            v = widen(v_tiles.load([page, head, first_key, 0]).reshape(KEYS, DIM), q.dtype.element_ty)
         else:
-            k = widen(tl.load(k_head + page.to(tl.int64) * k_page_stride), q.dtype.element_ty)
-            v = widen(tl.load(v_head + page.to(tl.int64) * v_page_stride), q.dtype.element_ty)
+            k_block = k_head + page.to(tl.int64) * k_page_stride + first_key * k_token_stride
+            v_block = v_head + page.to(tl.int64) * v_page_stride + first_key * v_token_stride
+            k = widen(tl.load(k_block + key[:, None] * k_token_stride + channel[None, :]), q.dtype.element_ty)
+            v = widen(tl.load(v_block + key[:, None] * v_token_stride + channel[None, :]), q.dtype.element_ty)
         dots = tl.dot(tile_q, tl.trans(k), input_precision="ieee")
         # Rows that did not select the block: exp2(-inf) is 0, and only a vector is masked.
         selected = (chosen >> block) & 1 == 1
@@ -211,14 +224,19 @@ def _near_kernel(
         result = tl.dot(weights.to(q.dtype.element_ty), v, result, input_precision="ieee")
         largest = new_largest
     last_position = tl.minimum(first_position + TOKENS, near_end) - 1
-    for block in range(seen_by_all, last_position // BLOCK + 1):
+    for part in range(seen_by_all * PARTS, last_position // KEYS + 1):
+        block = part // PARTS
         page = live_page(table + block, num_pages).to(tl.int64)
+        key_position = part * KEYS + key
         # Past the last query's position may lie garbage; 0 * NaN would reach the sum.
-        valid = (block * BLOCK + key <= last_position)[:, None]
-        k = widen(tl.load(k_head + page * k_page_stride, mask=valid, other=0), q.dtype.element_ty)
-        v = widen(tl.load(v_head + page * v_page_stride, mask=valid, other=0), q.dtype.element_ty)
+        valid = (key_position <= last_position)[:, None]
+        in_block = (part % PARTS * KEYS + key)[:, None]
+        k_block = k_head + page * k_page_stride + in_block * k_token_stride + channel[None, :]
+        v_block = v_head + page * v_page_stride + in_block * v_token_stride + channel[None, :]
+        k = widen(tl.load(k_block, mask=valid, other=0.0), q.dtype.element_ty)
+        v = widen(tl.load(v_block, mask=valid, other=0.0), q.dtype.element_ty)
         dots = tl.dot(tile_q, tl.trans(k), input_precision="ieee") * scale
-        visible = (block * BLOCK + key[None, :] <= position[:, None]) & ((chosen >> block) & 1 == 1)[:, None]
+        visible = (key_position[None, :] <= position[:, None]) & ((chosen >> block) & 1 == 1)[:, None]
         dots = tl.where(visible, dots, float("-inf"))
         new_largest = tl.maximum(largest, tl.max(dots, axis=1))
         weights = tl.exp2(dots - new_largest[:, None])

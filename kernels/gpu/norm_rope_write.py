@@ -9,8 +9,10 @@ from torch import Tensor
 
 from ..batch import BLOCK_SIZE
 from .fp8 import storable, to_cache
+from .rows import STEP_ARGUMENTS
 
-QUERY_HEADS_PER_PROGRAM = 16
+ROWS, NUM_WARPS = 16, 4
+"""Heads of one or more tokens that a program takes together, and its warps."""
 
 
 def norm_rope_write(
@@ -44,146 +46,165 @@ def norm_rope_write(
     v_pages, _ = storable(v_pages)
     index_k_pages, index_k_mantissa = storable(index_k_pages)
     index_q_out, index_q_mantissa = storable(index_q)
-    q_rows = min(QUERY_HEADS_PER_PROGRAM, triton.next_power_of_2(num_heads))
-    q_programs = triton.cdiv(num_heads, q_rows)
-    _norm_rope_write[(num_tokens, q_programs + 4)](
+    q_heads = min(ROWS, triton.next_power_of_2(num_heads))
+    kv_heads = triton.next_power_of_2(num_kv_heads)
+    q_tokens, kv_tokens, q_parts = ROWS // q_heads, max(1, ROWS // kv_heads), triton.cdiv(num_heads, q_heads)
+    programs = (
+        triton.cdiv(num_tokens, q_tokens) * q_parts
+        + 3 * triton.cdiv(num_tokens, kv_tokens)
+        + triton.cdiv(num_tokens, ROWS)
+    )
+    _norm_rope_write[(programs,)](
         projected, positions, cos_sin_cache, q_weight, k_weight, index_q_weight, index_k_weight,
         q, index_q_out, k_pages, v_pages, index_k_pages, slot_mapping, eps, k_scale, v_scale,
-        max_positions, projected.stride(0), cos_sin_cache.stride(0),
+        num_tokens, max_positions, projected.stride(0), cos_sin_cache.stride(0),
         *k_pages.stride()[:3], *v_pages.stride()[:3], *index_k_pages.stride()[:2],
         NUM_HEADS=num_heads, NUM_KV_HEADS=num_kv_heads, HEAD_DIM=head_dim, INDEX_DIM=index_dim,
         HALF=rotary_dim // 2, HALF_PADDED=triton.next_power_of_2(rotary_dim // 2),
         HEAD_REST=triton.next_power_of_2(head_dim - rotary_dim) if head_dim > rotary_dim else 1,
         INDEX_REST=triton.next_power_of_2(index_dim - rotary_dim) if index_dim > rotary_dim else 1,
-        Q_ROWS=q_rows, Q_PROGRAMS=q_programs, KV_ROWS=triton.next_power_of_2(num_kv_heads), BLOCK_SIZE=BLOCK_SIZE,
+        ROWS=ROWS, Q_HEADS=q_heads, Q_TOKENS=q_tokens, Q_PARTS=q_parts, KV_HEADS=kv_heads, KV_TOKENS=kv_tokens,
+        BLOCK_SIZE=BLOCK_SIZE,
         KV_MANTISSA=kv_mantissa, INDEX_K_MANTISSA=index_k_mantissa, INDEX_Q_MANTISSA=index_q_mantissa,
+        num_warps=NUM_WARPS,
     )  # fmt: skip
     return q, index_q
 
 
-@triton.jit
+@triton.jit(do_not_specialize=STEP_ARGUMENTS)
 def _norm_rope_write(
     projected_ptr, positions_ptr, cos_sin_ptr, q_weight_ptr, k_weight_ptr, index_q_weight_ptr, index_k_weight_ptr,
     q_ptr, index_q_ptr, k_pages_ptr, v_pages_ptr, index_k_pages_ptr, slots_ptr, eps, k_scale, v_scale,
-    max_positions, projected_token, cos_sin_position,
+    num_tokens, max_positions, projected_token, cos_sin_position,
     k_page, k_page_head, k_page_token, v_page, v_page_head, v_page_token, index_page, index_page_token,
     NUM_HEADS: tl.constexpr, NUM_KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, INDEX_DIM: tl.constexpr,
     HALF: tl.constexpr, HALF_PADDED: tl.constexpr, HEAD_REST: tl.constexpr, INDEX_REST: tl.constexpr,
-    Q_ROWS: tl.constexpr, Q_PROGRAMS: tl.constexpr, KV_ROWS: tl.constexpr, BLOCK_SIZE: tl.constexpr,
+    ROWS: tl.constexpr, Q_HEADS: tl.constexpr, Q_TOKENS: tl.constexpr, Q_PARTS: tl.constexpr,
+    KV_HEADS: tl.constexpr, KV_TOKENS: tl.constexpr, BLOCK_SIZE: tl.constexpr,
     KV_MANTISSA: tl.constexpr, INDEX_K_MANTISSA: tl.constexpr, INDEX_Q_MANTISSA: tl.constexpr,
 ):  # fmt: skip
-    """Grid (token, part): the parts are some query heads each, then all index queries, keys, values, the index key."""
-    token = tl.program_id(0).to(tl.int64)
-    part = tl.program_id(1)
+    """The programs in order: query heads of some tokens, all index queries of some, keys, values, index keys."""
     k_start: tl.constexpr = NUM_HEADS * HEAD_DIM
     v_start: tl.constexpr = k_start + NUM_KV_HEADS * HEAD_DIM
     index_q_start: tl.constexpr = v_start + NUM_KV_HEADS * HEAD_DIM
     index_k_start: tl.constexpr = index_q_start + NUM_KV_HEADS * INDEX_DIM
-    projected_ptr += token * projected_token
+    program = tl.program_id(0)
+    q_programs = tl.cdiv(num_tokens, Q_TOKENS) * Q_PARTS
+    kv_programs = tl.cdiv(num_tokens, KV_TOKENS)
+    kv_head = tl.arange(0, KV_HEADS)[None, :, None]
 
-    # A padding token's position may be anything.
-    position = tl.load(positions_ptr + token).to(tl.int64)
-    position = tl.minimum(tl.maximum(position, 0), max_positions - 1)
-    cos_sin_ptr += position * cos_sin_position
-    kv_row = tl.arange(0, KV_ROWS)
-
-    if part < Q_PROGRAMS:
-        row = part * Q_ROWS + tl.arange(0, Q_ROWS)
+    if program < q_programs:
+        token = (program // Q_PARTS * Q_TOKENS + tl.arange(0, Q_TOKENS)).to(tl.int64)[:, None, None]
+        head = (program % Q_PARTS) * Q_HEADS + tl.arange(0, Q_HEADS)[None, :, None]
+        live = (token < num_tokens) & (head < NUM_HEADS)
         first, second, rest = _norm_rope(
-            projected_ptr, row, NUM_HEADS, q_weight_ptr, cos_sin_ptr, eps, HEAD_DIM, HALF, HALF_PADDED, HEAD_REST
-        )
-        q_ptr += token * (NUM_HEADS * HEAD_DIM)
-        _store(q_ptr, HEAD_DIM, row, NUM_HEADS, first, second, rest, HEAD_DIM, HALF, HALF_PADDED, HEAD_REST)
+            projected_ptr + token * projected_token + head * HEAD_DIM, live, q_weight_ptr,
+            positions_ptr, cos_sin_ptr, token, num_tokens, max_positions, cos_sin_position, eps,
+            HEAD_DIM, HALF, HALF_PADDED, HEAD_REST,
+        )  # fmt: skip
+        out = q_ptr + token * (NUM_HEADS * HEAD_DIM) + head * HEAD_DIM
+        _store(out, live, first, second, rest, HEAD_DIM, HALF, HALF_PADDED, HEAD_REST)
         return
-    if part == Q_PROGRAMS:
+    program -= q_programs
+    if program < kv_programs:
+        token = (program * KV_TOKENS + tl.arange(0, KV_TOKENS)).to(tl.int64)[:, None, None]
+        live = (token < num_tokens) & (kv_head < NUM_KV_HEADS)
         first, second, rest = _norm_rope(
-            projected_ptr + index_q_start, kv_row, NUM_KV_HEADS, index_q_weight_ptr, cos_sin_ptr, eps,
+            projected_ptr + token * projected_token + index_q_start + kv_head * INDEX_DIM, live, index_q_weight_ptr,
+            positions_ptr, cos_sin_ptr, token, num_tokens, max_positions, cos_sin_position, eps,
             INDEX_DIM, HALF, HALF_PADDED, INDEX_REST,
         )  # fmt: skip
         if INDEX_Q_MANTISSA > 0:
             # The order of a query's block scores is the same under any positive factor: use e4m3's whole range.
-            largest = tl.maximum(tl.max(tl.abs(first), 1), tl.max(tl.abs(second), 1))
-            largest = tl.maximum(largest, tl.max(tl.abs(rest), 1))
-            factor = tl.where(largest > 0, 448.0 / largest, 1.0)[:, None]
-            first = to_cache(first * factor, 1.0, INDEX_Q_MANTISSA)
-            second = to_cache(second * factor, 1.0, INDEX_Q_MANTISSA)
-            rest = to_cache(rest * factor, 1.0, INDEX_Q_MANTISSA)
-        index_q_ptr += token * (NUM_KV_HEADS * INDEX_DIM)
-        _store(
-            index_q_ptr, INDEX_DIM, kv_row, NUM_KV_HEADS, first, second, rest, INDEX_DIM, HALF, HALF_PADDED, INDEX_REST
-        )
+            largest = tl.maximum(tl.max(tl.abs(first), 2), tl.max(tl.abs(second), 2))
+            largest = tl.maximum(largest, tl.max(tl.abs(rest), 2))
+            factor = tl.where(largest > 0, 448.0 / largest, 1.0)[:, :, None]
+            first, second, rest = first * factor, second * factor, rest * factor
+        out = index_q_ptr + token * (NUM_KV_HEADS * INDEX_DIM) + kv_head * INDEX_DIM
+        _store_scaled(out, live, first, second, rest, 1.0, INDEX_Q_MANTISSA, INDEX_DIM, HALF, HALF_PADDED, INDEX_REST)
         return
-
-    slot = tl.load(slots_ptr + token)
-    if slot < 0:
+    program -= kv_programs
+    if program < 2 * kv_programs:
+        token = (program % kv_programs * KV_TOKENS + tl.arange(0, KV_TOKENS)).to(tl.int64)[:, None, None]
+        slot = tl.load(slots_ptr + token, mask=token < num_tokens, other=-1)
+        page, offset = slot // BLOCK_SIZE, slot % BLOCK_SIZE
+        live = (slot >= 0) & (kv_head < NUM_KV_HEADS)
+        if program < kv_programs:
+            first, second, rest = _norm_rope(
+                projected_ptr + token * projected_token + k_start + kv_head * HEAD_DIM, live, k_weight_ptr,
+                positions_ptr, cos_sin_ptr, token, num_tokens, max_positions, cos_sin_position, eps,
+                HEAD_DIM, HALF, HALF_PADDED, HEAD_REST,
+            )  # fmt: skip
+            out = k_pages_ptr + page * k_page + offset * k_page_token + kv_head * k_page_head
+            _store_scaled(out, live, first, second, rest, k_scale, KV_MANTISSA, HEAD_DIM, HALF, HALF_PADDED, HEAD_REST)
+        else:
+            dim = tl.arange(0, HEAD_DIM)[None, None, :]
+            v = tl.load(projected_ptr + token * projected_token + v_start + kv_head * HEAD_DIM + dim, mask=live)
+            out = v_pages_ptr + page * v_page + offset * v_page_token + kv_head * v_page_head
+            tl.store(out + dim, to_cache(v, v_scale, KV_MANTISSA), mask=live)
         return
+    program -= 2 * kv_programs
+    token = (program * ROWS + tl.arange(0, ROWS)).to(tl.int64)[:, None, None]
+    slot = tl.load(slots_ptr + token, mask=token < num_tokens, other=-1)
     page, offset = slot // BLOCK_SIZE, slot % BLOCK_SIZE
-    if part == Q_PROGRAMS + 1:
-        first, second, rest = _norm_rope(
-            projected_ptr + k_start, kv_row, NUM_KV_HEADS, k_weight_ptr, cos_sin_ptr, eps,
-            HEAD_DIM, HALF, HALF_PADDED, HEAD_REST,
-        )  # fmt: skip
-        first, second = to_cache(first, k_scale, KV_MANTISSA), to_cache(second, k_scale, KV_MANTISSA)
-        rest = to_cache(rest, k_scale, KV_MANTISSA)
-        k_pages_ptr += page * k_page + offset * k_page_token
-        _store(
-            k_pages_ptr, k_page_head, kv_row, NUM_KV_HEADS, first, second, rest, HEAD_DIM, HALF, HALF_PADDED, HEAD_REST
-        )
-    elif part == Q_PROGRAMS + 2:
-        head, dim = kv_row[:, None], tl.arange(0, HEAD_DIM)[None, :]
-        live = head < NUM_KV_HEADS
-        v = tl.load(projected_ptr + v_start + head * HEAD_DIM + dim, mask=live)
-        v_pages_ptr += page * v_page + offset * v_page_token
-        tl.store(v_pages_ptr + head * v_page_head + dim, to_cache(v, v_scale, KV_MANTISSA), mask=live)
-    else:
-        row = tl.arange(0, 1)
-        first, second, rest = _norm_rope(
-            projected_ptr + index_k_start, row, 1, index_k_weight_ptr, cos_sin_ptr, eps,
-            INDEX_DIM, HALF, HALF_PADDED, INDEX_REST,
-        )  # fmt: skip
-        first, second = to_cache(first, 1.0, INDEX_K_MANTISSA), to_cache(second, 1.0, INDEX_K_MANTISSA)
-        rest = to_cache(rest, 1.0, INDEX_K_MANTISSA)
-        index_k_pages_ptr += page * index_page + offset * index_page_token
-        _store(index_k_pages_ptr, INDEX_DIM, row, 1, first, second, rest, INDEX_DIM, HALF, HALF_PADDED, INDEX_REST)
+    live = slot >= 0
+    first, second, rest = _norm_rope(
+        projected_ptr + token * projected_token + index_k_start, live, index_k_weight_ptr,
+        positions_ptr, cos_sin_ptr, token, num_tokens, max_positions, cos_sin_position, eps,
+        INDEX_DIM, HALF, HALF_PADDED, INDEX_REST,
+    )  # fmt: skip
+    out = index_k_pages_ptr + page * index_page + offset * index_page_token
+    _store_scaled(out, live, first, second, rest, 1.0, INDEX_K_MANTISSA, INDEX_DIM, HALF, HALF_PADDED, INDEX_REST)
 
 
 @triton.jit
 def _norm_rope(
-    x_ptr, row, num_rows, weight_ptr, cos_sin_ptr, eps,
+    x_ptr, live, weight_ptr, positions_ptr, cos_sin_ptr, token, num_tokens, max_positions, cos_sin_position, eps,
     DIM: tl.constexpr, HALF: tl.constexpr, HALF_PADDED: tl.constexpr, REST: tl.constexpr,
 ):  # fmt: skip
-    """Norm and rotate the heads ``row`` of one token, in fp32.
+    """Norm and rotate heads ``[tokens, heads, DIM]``, in fp32.
 
     A head is read as three pieces, so that each channel is loaded once: the two halves of the channels that rope
     pairs, and the rest. Pieces are padded to powers of two; padding is 0.
     """
-    half, rest = tl.arange(0, HALF_PADDED)[None, :], 2 * HALF + tl.arange(0, REST)[None, :]
-    in_half, in_rest, live = half < HALF, rest < DIM, row[:, None] < num_rows
-    x_ptr += row[:, None] * DIM
+    half, rest = tl.arange(0, HALF_PADDED)[None, None, :], 2 * HALF + tl.arange(0, REST)[None, None, :]
+    in_half, in_rest = half < HALF, rest < DIM
+    # A padding token's position may be anything.
+    position = tl.load(positions_ptr + token, mask=token < num_tokens, other=0)
+    position = tl.minimum(tl.maximum(position, 0), max_positions - 1)
     x1 = tl.load(x_ptr + half, mask=live & in_half, other=0.0).to(tl.float32)
     x2 = tl.load(x_ptr + HALF + half, mask=live & in_half, other=0.0).to(tl.float32)
     x3 = tl.load(x_ptr + rest, mask=live & in_rest, other=0.0).to(tl.float32)
     w1 = tl.load(weight_ptr + half, mask=in_half, other=0.0).to(tl.float32) + 1.0
     w2 = tl.load(weight_ptr + HALF + half, mask=in_half, other=0.0).to(tl.float32) + 1.0
     w3 = tl.load(weight_ptr + rest, mask=in_rest, other=0.0).to(tl.float32) + 1.0
+    cos_sin_ptr += position * cos_sin_position
     cos = tl.load(cos_sin_ptr + half, mask=in_half, other=0.0).to(tl.float32)
     sin = tl.load(cos_sin_ptr + HALF + half, mask=in_half, other=0.0).to(tl.float32)
 
-    mean_square = (tl.sum(x1 * x1, 1) + tl.sum(x2 * x2, 1) + tl.sum(x3 * x3, 1)) / DIM
-    norm = tl.rsqrt(mean_square + eps)[:, None]
+    mean_square = (tl.sum(x1 * x1, 2) + tl.sum(x2 * x2, 2) + tl.sum(x3 * x3, 2)) / DIM
+    norm = tl.rsqrt(mean_square + eps)[:, :, None]
     x1, x2, x3 = x1 * norm * w1, x2 * norm * w2, x3 * norm * w3
     return x1 * cos - x2 * sin, x2 * cos + x1 * sin, x3
 
 
 @triton.jit
-def _store(
-    out_ptr, out_row, row, num_rows, first, second, third,
+def _store_scaled(
+    out_ptr, live, first, second, third, scale, MANTISSA: tl.constexpr,
     DIM: tl.constexpr, HALF: tl.constexpr, HALF_PADDED: tl.constexpr, REST: tl.constexpr,
 ):  # fmt: skip
-    """Put the three pieces of the heads ``row`` together again, in the dtype of ``out_ptr``."""
-    half, rest = tl.arange(0, HALF_PADDED)[None, :], 2 * HALF + tl.arange(0, REST)[None, :]
-    in_half, in_rest, live = half < HALF, rest < DIM, row[:, None] < num_rows
-    out_ptr += row[:, None] * out_row
+    first, second = to_cache(first, scale, MANTISSA), to_cache(second, scale, MANTISSA)
+    _store(out_ptr, live, first, second, to_cache(third, scale, MANTISSA), DIM, HALF, HALF_PADDED, REST)
+
+
+@triton.jit
+def _store(
+    out_ptr, live, first, second, third,
+    DIM: tl.constexpr, HALF: tl.constexpr, HALF_PADDED: tl.constexpr, REST: tl.constexpr,
+):  # fmt: skip
+    """Put the three pieces of each head together again, in the dtype of ``out_ptr``."""
+    half, rest = tl.arange(0, HALF_PADDED)[None, None, :], 2 * HALF + tl.arange(0, REST)[None, None, :]
+    in_half, in_rest = half < HALF, rest < DIM
     tl.store(out_ptr + half, first, mask=live & in_half)
     tl.store(out_ptr + HALF + half, second, mask=live & in_half)
     tl.store(out_ptr + rest, third, mask=live & in_rest)

@@ -5,6 +5,15 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+STEP_ARGUMENTS = (
+    "cu_seqlens_q", "seq_lens", "context_lens", "block_table", "table_stride", "items", "num_items",
+    "num_tokens", "num_seqs", "num_pages", "max_blocks", "split_blocks", "selections", "num_lists", "list_tokens",
+    "num_keys", "max_items", "max_positions", "near_blocks", "topk", "ids_head_stride",
+    "splits", "share",
+)  # fmt: skip
+"""Kernel arguments that differ from step to step. Triton would compile a kernel again when one of them is 1, becomes a
+multiple of 16, or points into the middle of a tensor, while somebody waits."""
+
 
 def search_steps(num_seqs: int) -> int:
     """Halvings that :func:`locate` needs for this many rows."""

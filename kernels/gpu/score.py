@@ -10,26 +10,25 @@ from torch import Tensor
 from ..batch import BLOCK_SIZE, Batch
 from . import arch, tma
 from .fp8 import loadable, widen
-from .rows import live_page
+from .rows import STEP_ARGUMENTS, live_page
 
 COLUMNS = 8
 """Blocks whose scores are stored together: one 32-byte sector a row."""
 TILE_ROWS = 128
 """Rows of a tile: tokens times index heads. 64 are bound by reading keys from L2, 256 leave one program to an SM and
 nothing to do while it takes its maxima."""
-NUM_WARPS = 8
 WAVES = 4
 """Programs that an SM runs one after the other, two at a time: enough that all end at about the same time."""
+NUM_STAGES = 3
 
 
-def num_stages(element_size: int) -> int:
-    """Key tiles in flight; two fit beside the queries in the 99 KB of shared memory that SM89 has."""
-    return 2 if element_size > 1 else 4
+def num_warps(element_size: int) -> int:
+    """Of keys of one byte a product takes half the time, and four warps that hold more of a row each, and so take its
+    maximum with fewer shuffles, beat eight by a quarter. Wider keys leave them too few registers."""
+    return 4 if element_size == 1 else 8
 
 
-def score_blocks(
-    index_q: Tensor, index_k_pages: Tensor, batch: Batch, *, topk: int, local_blocks: int
-) -> Tensor:
+def score_blocks(index_q: Tensor, index_k_pages: Tensor, batch: Batch, *, topk: int, local_blocks: int) -> Tensor:
     """The largest ``index_q . index_k`` over each block, for query tokens that see more than ``topk`` blocks.
 
     Args:
@@ -45,7 +44,9 @@ def score_blocks(
     num_tokens, num_heads, dim = index_q.shape
     max_blocks = min(triton.cdiv(batch.max_seq_len, BLOCK_SIZE), batch.block_table.shape[1])
     num_blocks = triton.cdiv(max_blocks, COLUMNS) * COLUMNS
-    scores = torch.empty(num_heads, num_tokens, num_blocks, dtype=torch.float32, device=index_q.device)
+    # Strides are multiples of 16 in every step, so that one compiled kernel serves all.
+    width = triton.cdiv(num_blocks, 16) * 16
+    scores = torch.empty(num_heads, num_tokens, width, dtype=torch.float32, device=index_q.device)[..., :num_blocks]
 
     padded_heads = triton.next_power_of_2(num_heads)
     tile_tokens = max(1, TILE_ROWS // padded_heads)
@@ -82,13 +83,13 @@ def score_blocks(
         COLUMNS=COLUMNS,
         SCORE_OWN=local_blocks == 0,
         TMA=keys is not None,
-        num_warps=NUM_WARPS,
-        num_stages=num_stages(index_k_pages.element_size()),
+        num_warps=num_warps(index_q.element_size()),
+        num_stages=NUM_STAGES,
     )
     return scores
 
 
-@triton.jit
+@triton.jit(do_not_specialize=STEP_ARGUMENTS)
 def _score_kernel(
     index_q,
     index_k_pages,

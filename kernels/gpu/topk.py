@@ -16,6 +16,7 @@ from torch import Tensor
 from ..batch import BLOCK_SIZE, Batch
 from . import arch, pdl
 from .pdl import let_next_start, wait_for_previous
+from .rows import STEP_ARGUMENTS
 
 SINGLE_ROUND_BLOCKS = 512
 """Up to so many blocks are compared directly, without groups."""
@@ -93,7 +94,7 @@ def select_topk(
     return block_ids
 
 
-@triton.jit(do_not_specialize=["num_seqs", "num_tokens", "max_blocks"])
+@triton.jit(do_not_specialize=STEP_ARGUMENTS)
 def _select_topk(
     scores,
     block_ids,

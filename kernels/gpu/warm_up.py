@@ -50,7 +50,7 @@ def warm_up(
     kv = torch.zeros(1, num_kv_heads, BLOCK_SIZE, 2 * head_dim, dtype=kv_dtype, device=device)
     k_pages, v_pages = kv.split(head_dim, dim=-1)
     index_k_pages = torch.zeros(1, BLOCK_SIZE, index_dim, dtype=index_dtype, device=device)
-    cos_sin_cache = torch.zeros(1, rotary_dim, dtype=dtype, device=device)
+    cos_sin_cache = torch.zeros(max_seq_len, rotary_dim, dtype=dtype, device=device)
     head_weight = torch.zeros(head_dim, dtype=dtype, device=device)
     index_weight = torch.zeros(index_dim, dtype=dtype, device=device)
     width = (num_heads + 2 * num_kv_heads) * head_dim + (num_kv_heads + 1) * index_dim
@@ -64,7 +64,7 @@ def warm_up(
             k_pages, v_pages, index_k_pages, slots,
             num_heads=num_heads, eps=1e-6,
         )  # fmt: skip
-        batch = _batch(num_seqs, query_len, seq_len, device)
+        batch = _batch(num_seqs, query_len, seq_len, -(-max_seq_len // BLOCK_SIZE), device)
         block_ids = api.select_blocks(
             index_q, index_k_pages, batch, topk=topk, init_blocks=init_blocks, local_blocks=local_blocks
         )
@@ -74,21 +74,27 @@ def warm_up(
 def _steps(
     max_num_tokens: int, max_num_seqs: int, max_draft_tokens: int, max_seq_len: int
 ) -> Iterator[tuple[int, int, int]]:
-    """Rows, tokens of each and length of each, from small to the largest a server can be asked for."""
-    seq_lens = sorted({n for n in (200, 2048, 5000, 20_000, 100_000) if n < max_seq_len} | {max_seq_len})
-    for seq_len in seq_lens:
-        for query_len in sorted({1, 1 + max_draft_tokens}):
-            for num_seqs in sorted({n for n in (1, 2, 3, 16, 64) if n < max_num_seqs} | {max_num_seqs}):
-                if num_seqs * query_len <= max_num_tokens:
-                    yield num_seqs, query_len, seq_len
-        for query_len in (5, 16, 17, 100, 200, 512, 2000, max_num_tokens):
+    """Rows, tokens of each and length of each: one step for everything that a kernel is compiled for."""
+    doubling = [BLOCK_SIZE << i for i in range(32) if BLOCK_SIZE << i < max_seq_len] + [max_seq_len]
+    decode = sorted({1, 1 + max_draft_tokens})
+    for query_len in sorted({1, 2, 4, 8, 16, 17, 100, max_num_tokens} | set(decode)):
+        for seq_len in doubling:
             if query_len <= min(seq_len, max_num_tokens):
                 yield 1, query_len, seq_len
-        if min(max_num_tokens // 2, seq_len) > 16 and max_num_seqs > 1:
-            yield 2, min(max_num_tokens // 2, seq_len), seq_len
+    # The context of a few rows is split over more programs than that of many, and a short one over fewer.
+    for query_len in decode:
+        for num_seqs in range(1, min(max_num_seqs, max_num_tokens // query_len) + 1):
+            yield num_seqs, query_len, max_seq_len
+        for seq_len in range(BLOCK_SIZE, min(32 * BLOCK_SIZE, max_seq_len) + 1, BLOCK_SIZE):
+            yield 1, query_len, seq_len
+    for num_seqs in (1 << i for i in range(max_num_seqs.bit_length())):
+        query_len = min(max_num_tokens // num_seqs, 17)
+        for seq_len in (200, min(20_000, max_seq_len)):
+            if query_len:
+                yield num_seqs, query_len, seq_len
 
 
-def _batch(num_seqs: int, query_len: int, seq_len: int, device: torch.device) -> Batch:
+def _batch(num_seqs: int, query_len: int, seq_len: int, table_width: int, device: torch.device) -> Batch:
     """Equal rows, all of them over page 0 alone."""
 
     def same(value: int) -> torch.Tensor:
@@ -98,7 +104,7 @@ def _batch(num_seqs: int, query_len: int, seq_len: int, device: torch.device) ->
         cu_seqlens_q=torch.arange(num_seqs + 1, dtype=torch.int32, device=device) * query_len,
         seq_lens=same(seq_len),
         context_lens=same(seq_len - query_len),
-        block_table=torch.zeros(num_seqs, -(-seq_len // BLOCK_SIZE), dtype=torch.int32, device=device),
+        block_table=torch.zeros(num_seqs, table_width, dtype=torch.int32, device=device),
         max_query_len=query_len,
         max_seq_len=seq_len,
     )

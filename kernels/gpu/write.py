@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ..batch import BLOCK_SIZE
 from .fp8 import storable, to_cache
+from .rows import STEP_ARGUMENTS
 
 
 def write_cache(
@@ -42,7 +43,7 @@ def write_cache(
     )  # fmt: skip
 
 
-@triton.jit
+@triton.jit(do_not_specialize=STEP_ARGUMENTS)
 def _write_cache(
     k_ptr, v_ptr, index_k_ptr, k_pages_ptr, v_pages_ptr, index_k_pages_ptr, slots_ptr, k_scale, v_scale,
     k_token, k_head, k_dim, v_token, v_head, v_dim, index_k_token, index_k_dim,

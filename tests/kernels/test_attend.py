@@ -181,6 +181,14 @@ def test_output_of_any_dtype(ops: Implementation, out_dtype: torch.dtype):
 
 
 @every_implementation
+@pytest.mark.parametrize("rows", [[Row(17, 0, 0), Row(3, 0, 0)], [Row(1, 0, 0), Row(1, -1, 0)]], ids=["long", "short"])
+def test_padding_alone(ops: Implementation, rows: list[Row]):
+    """Whatever page a padding row's table names, and there is nothing but NaN and Inf in this cache."""
+    case = make_case(rows, padding_tail=2)
+    assert (attention(ops, case, select(case, topk=4)) == 0).all()
+
+
+@every_implementation
 def test_no_rows(ops: Implementation):
     case = make_case([], padding_tail=2)
     block_ids = torch.full((2, 2, 4), -1, dtype=torch.int32)

@@ -9,7 +9,8 @@ import torch
 from hypothesis import given
 from torch import Tensor
 
-from msa_backend.kernels import api
+from msa_backend.kernels import api, reference
+from msa_backend.kernels.batch import BLOCK_SIZE
 from msa_backend.kernels.cpu import select
 
 from .batches import HALF, TOPK, Case, Row, cases, make_case, selections
@@ -84,6 +85,18 @@ def test_strided_index_queries(ops: Implementation):
     heads_first = case.index_q.transpose(0, 1).contiguous().transpose(0, 1)
     for index_q in (fused.chunk(3, dim=1)[1].copy_(case.index_q), heads_first):
         check(ops, replace(case, index_q=index_q), topk=4)
+
+
+@every_implementation
+def test_a_query_sees_its_own_token_and_none_after(ops: Implementation):
+    """With no block forced and each key better than the last, but the first of a block worst: its query takes the
+    block before, and every other query its own."""
+    case = make_case([Row.of(90, 700), Row.of(2, 511)], num_kv_heads=1, dtype=torch.float16)
+    case.index_q.zero_()[..., 0] = 1.0
+    for row in reference.rows(case.batch):
+        score = (row.key_positions + 1000.0).where(row.key_positions % BLOCK_SIZE > 0, 0.0)
+        case.index_k_pages[row.pages, row.offsets, 0] = score.half()
+    check(ops, case, topk=1, local_blocks=0)
 
 
 @every_implementation

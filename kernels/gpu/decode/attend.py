@@ -16,7 +16,7 @@ from ...batch import BLOCK_SIZE, Batch
 from .. import arch, pdl, tma
 from ..fp8 import loadable, widen
 from ..pdl import let_next_start, wait_for_previous
-from ..rows import live_page
+from ..rows import STEP_ARGUMENTS, live_page
 
 MAX_SPLITS = 32
 """Programs among which the blocks of a tile are shared out at most, and partial results that are merged."""
@@ -96,8 +96,6 @@ def sparse_attention(
     if splits > 1:
         partial = torch.empty(splits, num_tokens, num_heads, dim, dtype=torch.float32, device=device)
         lse = torch.empty(splits, num_tokens, num_heads, dtype=torch.float32, device=device)
-    if scale * k_scale < 0:  # the greatest product must be the greatest logit
-        q, scale = -q, -scale
     k_pages, v_pages = loadable(k_pages), loadable(v_pages)
     k_tiles = v_tiles = None
     if tile_tokens > 1:
@@ -122,6 +120,7 @@ def sparse_attention(
         v_scale,
         num_tokens,
         k_pages.shape[0],
+        share,
         q.stride(0),
         q.stride(1),
         *k_pages.stride()[:3],
@@ -140,8 +139,7 @@ def sparse_attention(
         STACKED=stacked,
         TOPK=topk,
         TOPK_PADDED=triton.next_power_of_2(topk),
-        SPLITS=splits,
-        SHARE=share,
+        SPLIT=splits > 1,
         DIM=dim,
         BLOCK=BLOCK_SIZE,
         KEYS=config.keys,
@@ -159,12 +157,12 @@ def sparse_attention(
             batch.cu_seqlens_q,
             batch.num_seqs,
             num_tokens,
+            splits,
             out.stride(0),
             out.stride(1),
             out.stride(2),
             NUM_HEADS=num_heads,
-            SPLITS=splits,
-            SPLITS_PADDED=triton.next_power_of_2(splits),
+            MAX_SPLITS=MAX_SPLITS,
             DIM=dim,
             PDL=dependent,
             launch_pdl=dependent,
@@ -173,7 +171,7 @@ def sparse_attention(
     return out
 
 
-@triton.jit(do_not_specialize=["num_tokens"])
+@triton.jit(do_not_specialize=STEP_ARGUMENTS)
 def _attend_rows(
     q,
     k_tiles,
@@ -193,6 +191,7 @@ def _attend_rows(
     v_scale,
     num_tokens,
     num_pages,
+    share,
     q_token_stride,
     q_head_stride,
     k_page_stride,
@@ -215,8 +214,7 @@ def _attend_rows(
     STACKED: tl.constexpr,
     TOPK: tl.constexpr,
     TOPK_PADDED: tl.constexpr,
-    SPLITS: tl.constexpr,
-    SHARE: tl.constexpr,
+    SPLIT: tl.constexpr,
     DIM: tl.constexpr,
     BLOCK: tl.constexpr,
     KEYS: tl.constexpr,
@@ -239,7 +237,7 @@ def _attend_rows(
     channel = tl.arange(0, DIM)
     head = kv_head * GROUP + stacked % GROUP_PADDED
     is_head = stacked % GROUP_PADDED < GROUP
-    if (SPLITS == 1) & (tile == 0):
+    if (not SPLIT) & (tile == 0):
         # The tokens after the last row are nobody's; the rows share them out.
         tail = tl.load(cu_seqlens_q + tl.num_programs(2)) + row
         for i in range(tl.cdiv(num_tokens - tail, tl.num_programs(2))):
@@ -271,23 +269,23 @@ def _attend_rows(
     best = tl.full([STACKED], float("-inf"), tl.float32)
     total = tl.zeros([STACKED], tl.float32)
     if TILE_TOKENS == 1:
-        begin = split * SHARE
-        end = tl.minimum(begin + SHARE, TOPK)
+        begin = split * share
+        end = tl.minimum(begin + share, TOPK)
         first_edge = 0
     else:
         # Blocks that every token sees to the end come first, without a mask; the one or two at the edge after them.
         first_edge = tl.maximum(tl.minimum(context_len + first, seq_len), 0) // BLOCK
         visible = tl.minimum(context_len + tl.minimum(first + TILE_TOKENS, query_len), seq_len)
         edges = tl.maximum(tl.cdiv(visible, BLOCK) - first_edge, 0)
-        program = (row * tl.num_programs(1) + tl.program_id(1)) * SPLITS + split
-        union = unions + program.to(tl.int64) * 2 * SHARE
+        program = (row * tl.num_programs(1) + tl.program_id(1)) * tl.num_programs(0) + split
+        union = unions + program.to(tl.int64) * 2 * share
         whole, begin, end = _share_of_union(
             ids, ids_token_stride, query_len - first, table, num_pages, first_edge, edges, split, union,
-            TILE_TOKENS, TOPK, TOPK_PADDED, SPLITS, SHARE,
+            share, TILE_TOKENS, TOPK, TOPK_PADDED,
         )  # fmt: skip
         for i in range(whole * PARTS):
             page = tl.load(union + i // PARTS)
-            chosen = (tl.load(union + SHARE + i // PARTS) >> tile_token) & 1 != 0
+            chosen = (tl.load(union + share + i // PARTS) >> tile_token) & 1 != 0
             part = i % PARTS * KEYS
             if TMA:
                 k = k_tiles.load([page, kv_head, part, 0]).reshape(KEYS, DIM)
@@ -348,7 +346,7 @@ def _attend_rows(
         best = new_best
     some = total > 0
     acc = acc * tl.where(some, v_scale / tl.where(some, total, 1.0), 0.0)[:, None]
-    if SPLITS == 1:
+    if not SPLIT:
         place = token[:, None] * out_token_stride + head[:, None] * out_head_stride
         place += channel[None, :] * out_channel_stride
         tl.store(out + place, acc.to(out.dtype.element_ty), mask=live[:, None])
@@ -369,16 +367,15 @@ def _share_of_union(
     edges,
     split,
     union,
+    share,
     TILE_TOKENS: tl.constexpr,
     TOPK: tl.constexpr,
     TOPK_PADDED: tl.constexpr,
-    SPLITS: tl.constexpr,
-    SHARE: tl.constexpr,
 ):
     """List this split's share of the different blocks of a few tokens, with a bit for each token that chose it.
 
     Of the blocks before ``first_edge``, and the ``edges`` that follow those in the order of work. Writes their pages
-    to ``union[:whole]`` and the bits to ``union[SHARE : SHARE + whole]``. Returns ``whole`` and the range of the edges.
+    to ``union[:whole]`` and the bits to ``union[share : share + whole]``. Returns ``whole`` and the range of the edges.
     """
     entry = tl.arange(0, TILE_TOKENS * TOPK_PADDED)
     owner = entry // TOPK_PADDED
@@ -397,19 +394,19 @@ def _share_of_union(
     # A block is listed by the first of the tokens that chose it.
     first = ((block >= 0) & (block < first_edge) & ((chosen_by & ((1 << owner) - 1)) == 0)).to(tl.int32)
     total = tl.sum(first)
-    begin = split * (total + edges) // SPLITS
-    end = (split + 1) * (total + edges) // SPLITS
+    begin = split * (total + edges) // tl.num_programs(0)
+    end = (split + 1) * (total + edges) // tl.num_programs(0)
     whole = tl.minimum(end, total) - tl.minimum(begin, total)
     rank = tl.cumsum(first) - 1 - begin
     mine = (first != 0) & (rank >= 0) & (rank < whole)
     page = live_page(table + tl.where(mine, block, 0), num_pages)
     tl.store(union + rank, page, mask=mine)
-    tl.store(union + SHARE + rank, chosen_by, mask=mine)
+    tl.store(union + share + rank, chosen_by, mask=mine)
     tl.debug_barrier()
     return whole, tl.maximum(begin, total) - total, tl.maximum(end, total) - total
 
 
-@triton.jit(do_not_specialize=["num_seqs", "num_tokens"])
+@triton.jit(do_not_specialize=STEP_ARGUMENTS)
 def _merge(
     partial,
     lse,
@@ -417,12 +414,12 @@ def _merge(
     cu_seqlens_q,
     num_seqs,
     num_tokens,
+    splits,
     out_token_stride,
     out_head_stride,
     out_channel_stride,
     NUM_HEADS: tl.constexpr,
-    SPLITS: tl.constexpr,
-    SPLITS_PADDED: tl.constexpr,
+    MAX_SPLITS: tl.constexpr,
     DIM: tl.constexpr,
     PDL: tl.constexpr,
 ):
@@ -430,10 +427,10 @@ def _merge(
     let_next_start(PDL)
     token = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1)
-    split = tl.arange(0, SPLITS_PADDED)
+    split = tl.arange(0, MAX_SPLITS)
     channel = tl.arange(0, DIM)
     # Nobody wrote partial results of the tokens after the last row.
-    written = split < tl.where(token < tl.load(cu_seqlens_q + num_seqs), SPLITS, 0)
+    written = split < tl.where(token < tl.load(cu_seqlens_q + num_seqs), splits, 0)
     place = (split * num_tokens + token) * NUM_HEADS + head
     sizes = tl.load(lse + place, mask=written, other=float("-inf"))
     best = tl.max(sizes, axis=0)

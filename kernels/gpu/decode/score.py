@@ -13,7 +13,7 @@ from ...batch import BLOCK_SIZE, Batch
 from .. import arch, pdl
 from ..fp8 import loadable, widen
 from ..pdl import let_next_start
-from ..rows import live_page
+from ..rows import STEP_ARGUMENTS, live_page
 from . import pairs as e4m3
 from .pairs import as_pairs, even_channels, odd_channels
 
@@ -34,8 +34,8 @@ CONFIGS = {
     (True, 2): Config(4, 2, 3),
     (True, 4): Config(2, 4, 2),
 }
-COLUMNS = 8
-"""The rows of scores are a multiple of so many blocks long."""
+COLUMNS = 16
+"""The rows of scores are a multiple of so many blocks long; so are their strides, and one compiled kernel serves all"""
 
 
 def score_blocks(index_q: Tensor, index_k_pages: Tensor, batch: Batch, *, topk: int) -> Tensor:
@@ -61,7 +61,8 @@ def score_blocks(index_q: Tensor, index_k_pages: Tensor, batch: Batch, *, topk: 
     heads = triton.next_power_of_2(num_heads)
     tokens = triton.next_power_of_2(batch.max_query_len)
     stacked = max(16, tokens * heads)
-    pairs = as_pairs(index_k_pages)
+    # Two fp8 operands are multiplied as they are.
+    pairs = as_pairs(index_k_pages) if index_q.element_size() > 1 else None
     index_k_pages = loadable(index_k_pages) if pairs is None else pairs
     _score_rows[(splits, batch.num_seqs)](
         index_q,
@@ -95,7 +96,7 @@ def score_blocks(index_q: Tensor, index_k_pages: Tensor, batch: Batch, *, topk: 
     return scores
 
 
-@triton.jit(do_not_specialize=["max_blocks", "topk"])
+@triton.jit(do_not_specialize=STEP_ARGUMENTS)
 def _score_rows(
     index_q,
     index_k_pages,

@@ -15,9 +15,9 @@ from msa_backend.kernels.batch import BLOCK_SIZE, Batch
 BF16, E4M3 = torch.bfloat16, torch.float8_e4m3fn
 
 
-def batch(num_seqs: int, query_len: int, seq_len: int) -> Batch:
+def batch(num_seqs: int, query_len: int, seq_len: int, max_pages: int | None = None) -> Batch:
     row = torch.arange(num_seqs + 1, dtype=torch.int32)
-    pages = -(-seq_len // BLOCK_SIZE)
+    pages = max_pages or -(-seq_len // BLOCK_SIZE)
     return Batch(
         cu_seqlens_q=row * query_len,
         seq_lens=row[1:] * 0 + seq_len,
@@ -28,61 +28,90 @@ def batch(num_seqs: int, query_len: int, seq_len: int) -> Batch:
     )
 
 
-def layer(
-    num_seqs: int, query_len: int, seq_len: int, *, kv_heads: int = 4, heads: int = 64, cache_dtype: torch.dtype = BF16
+def step(
+    num_seqs: int,
+    query_len: int,
+    seq_len: int,
+    *,
+    kv_heads: int = 4,
+    heads: int = 64,
+    dim: int = 128,
+    topk: int = 16,
+    cache_dtype: torch.dtype = BF16,
+    max_pages: int | None = None,
+    num_pages: int | None = None,
 ) -> None:
-    """One sparse layer: write, select, attend."""
-    dim, rotary_dim = 128, 64
-    rows = batch(num_seqs, query_len, seq_len)
-    num_tokens, num_pages = num_seqs * query_len, rows.block_table.numel()
-    scales = {"k_scale": 0.5, "v_scale": 0.25} if cache_dtype == E4M3 else {}
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(shape, dtype=BF16)
-
-    k_pages, v_pages = normal(num_pages, kv_heads, BLOCK_SIZE, 2 * dim).to(cache_dtype).chunk(2, dim=-1)
-    index_k_pages = normal(num_pages, BLOCK_SIZE, dim).to(cache_dtype)
-    cache = k_pages, v_pages, index_k_pages
+    """One sparse layer of a step as the engines' adapters run it: norm, rope and write, select, attend."""
+    rotary_dim = dim // 2
+    rows = batch(num_seqs, query_len, seq_len, max_pages)
+    num_tokens = num_seqs * query_len
+    scales = scales_of(cache_dtype)
+    k_pages, v_pages, index_k_pages = cache(num_pages or rows.block_table.numel(), kv_heads, dim, cache_dtype)
     slots = torch.arange(num_tokens)
-    projected = normal(num_tokens, (heads + 3 * kv_heads + 1) * dim)
-    k, v = (x.unflatten(-1, (kv_heads, dim)) for x in projected[:, : 2 * kv_heads * dim].chunk(2, dim=-1))
-    gpu.write_cache(k, v, projected[:, -dim:], *cache, slots, **scales)
-    gpu.write_cache(k, v, None, k_pages, v_pages, None, slots, **scales)
     q, index_q = gpu.norm_rope_write(
-        projected, slots, normal(seq_len, rotary_dim), *normal(4, dim), *cache, slots,
-        num_heads=heads, eps=1e-6, index_q_dtype=None, **scales,
+        torch.randn(num_tokens, (heads + 3 * kv_heads + 1) * dim, dtype=BF16), slots,
+        torch.randn(131_072, rotary_dim, dtype=BF16), *torch.randn(4, dim, dtype=BF16),
+        k_pages, v_pages, index_k_pages, slots, num_heads=heads, eps=1e-6, **scales,
     )  # fmt: skip
-    block_ids = gpu.select_blocks(index_q, index_k_pages, rows, topk=16)
+    block_ids = gpu.select_blocks(index_q, index_k_pages, rows, topk=topk)
     gpu.sparse_attention(q, k_pages, v_pages, block_ids, rows, scale=dim**-0.5, **scales)
 
 
+def write(num_tokens: int, *, kv_heads: int = 4, dim: int = 128, cache_dtype: torch.dtype = BF16) -> None:
+    """The write alone, of a sparse layer and of a dense one."""
+    k_pages, v_pages, index_k_pages = cache(10, kv_heads, dim, cache_dtype)
+    slots = torch.arange(num_tokens)
+    k, v = torch.randn(num_tokens, 2 * kv_heads, dim, dtype=BF16).chunk(2, dim=1)
+    scales = scales_of(cache_dtype)
+    gpu.write_cache(k, v, k[:, 0], k_pages, v_pages, index_k_pages, slots, **scales)
+    gpu.write_cache(k, v, None, k_pages, v_pages, None, slots, **scales)
+
+
+def cache(num_pages: int, kv_heads: int, dim: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    k_pages, v_pages = torch.randn(num_pages, kv_heads, BLOCK_SIZE, 2 * dim, dtype=BF16).to(dtype).chunk(2, dim=-1)
+    return k_pages, v_pages, torch.randn(num_pages, BLOCK_SIZE, dim, dtype=BF16).to(dtype)
+
+
+def scales_of(cache_dtype: torch.dtype) -> dict[str, float]:
+    return {"k_scale": 0.5, "v_scale": 0.25} if cache_dtype == E4M3 else {}
+
+
 def prefill() -> None:
-    layer(1, 8192, 131072)
+    step(1, 8192, 131072)
 
 
 def suffix() -> None:
-    layer(1, 171, 55339)
+    step(1, 171, 55339)
 
 
 def decode() -> None:
-    layer(8, 1, 131072)
+    step(8, 1, 131072)
 
 
 def verify() -> None:
-    layer(8, 8, 50000)
+    step(8, 8, 50000)
 
 
 def everything() -> None:
     """The released model alone and as one rank of four, both caches."""
     for heads in ({}, {"kv_heads": 1, "heads": 16}):
         for cache_dtype in (BF16, E4M3):
+            write(100, cache_dtype=cache_dtype)
             for num_seqs, query_len, seq_len in ((1, 8192, 131072), (1, 171, 55339), (8, 1, 131072), (8, 8, 50000)):
-                layer(num_seqs, query_len, seq_len, cache_dtype=cache_dtype, **heads)
+                step(num_seqs, query_len, seq_len, cache_dtype=cache_dtype, **heads)
+
+
+def corners() -> None:
+    """The largest and smallest that the operations take."""
+    for extreme in ({"dim": 256, "topk": 32}, {"dim": 16, "topk": 1, "kv_heads": 3, "heads": 9}):
+        for num_seqs, query_len, seq_len in ((1, 512, 9000), (8, 1, 5000), (2, 16, 5000)):
+            step(num_seqs, query_len, seq_len, **extreme)
 
 
 def small() -> None:
     """Every kernel once, small enough for a memory checker."""
     for heads in ({}, {"kv_heads": 1, "heads": 12}):
         for cache_dtype in (BF16, E4M3):
+            write(100, cache_dtype=cache_dtype)
             for num_seqs, query_len, seq_len in ((2, 300, 3500), (3, 1, 5000), (2, 5, 4000), (1, 20, 90_000)):
-                layer(num_seqs, query_len, seq_len, cache_dtype=cache_dtype, **heads)
+                step(num_seqs, query_len, seq_len, cache_dtype=cache_dtype, **heads)

@@ -32,6 +32,7 @@ from unittest import mock
 import torch
 import triton
 from triton.backends.compiler import GPUTarget
+from triton.compiler.errors import CompilationError
 from triton.runtime.driver import driver
 from triton.runtime.jit import JITFunction
 
@@ -129,22 +130,39 @@ class _AbsentDriver:
         return GPUTarget("cuda", self.capability, 32)
 
 
+@dataclass(frozen=True)
+class Launches:
+    """What was compiled, once for each set of constants, and what did not."""
+
+    compiled: list[Compiled]
+    failed: list[str]
+
+
 @contextmanager
-def compile_only(capability: int, each: Callable[[Compiled], None] | None = None) -> Iterator[list[Compiled]]:
-    """Inside, launching a kernel compiles it for SM ``capability`` and adds it to the list, once."""
-    compiled: dict[int, Compiled] = {}
+def compile_only(capability: int, each: Callable[[Compiled], None] | None = None) -> Iterator[Launches]:
+    """Inside, launching a kernel compiles it for SM ``capability`` and does nothing else."""
+    launches = Launches([], [])
+    seen: set[int] = set()
     launch = JITFunction.run
 
     def run(self: JITFunction, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> Any:
-        kernel = launch(self, *args, grid=grid, warmup=True, **kwargs)
-        if id(kernel) not in compiled:
-            compiled[id(kernel)] = Compiled(capability, kernel)
-            result.append(compiled[id(kernel)])
+        try:
+            kernel = launch(self, *args, grid=grid, warmup=True, **kwargs)
+        except (CompilationError, RuntimeError) as error:
+            first = error
+            while first.__context__ is not None:
+                first = first.__context__
+            message = f"SM{capability} {self.fn.__name__}: {error} {first}"
+            if message not in launches.failed:
+                launches.failed.append(message)
+            return None
+        if id(kernel) not in seen:
+            seen.add(id(kernel))
+            launches.compiled.append(Compiled(capability, kernel))
             if each:
-                each(compiled[id(kernel)])
+                each(launches.compiled[-1])
         return kernel
 
-    result: list[Compiled] = []
     with (
         mock.patch.object(driver, "_active", _AbsentDriver(capability)),
         mock.patch.object(JITFunction, "run", run),
@@ -152,7 +170,7 @@ def compile_only(capability: int, each: Callable[[Compiled], None] | None = None
         mock.patch.object(arch, "num_sms", lambda device: GPUS[capability].num_sms),
         torch.device("meta"),
     ):
-        yield result
+        yield launches
 
 
 COLUMNS = "{:>4} {:>6} {:>6} {:>9} {:>6} {:>9} {:>6} {:>5}  {}"
@@ -186,10 +204,12 @@ def main() -> None:
     functions = [load(place) for place in arguments.launches]
     print(COLUMNS.format("SM", "regs", "stack", "shared", "w/st", "blocks/SM", "wgmma", "mma", "kernel and constants"))
     for capability in arguments.arch:
-        with compile_only(capability, lambda c: print(line(c), flush=True)) as compiled:
+        with compile_only(capability, lambda c: print(line(c), flush=True)) as launches:
             for function in functions:
                 function()
-        for i, c in enumerate(compiled if arguments.keep else []):
+        for failure in launches.failed:
+            print(failure)
+        for i, c in enumerate(launches.compiled if arguments.keep else []):
             arguments.keep.mkdir(parents=True, exist_ok=True)
             stem = arguments.keep / f"sm{capability}-{i}-{c.name}"
             stem.with_suffix(".ptx").write_text(c.kernel.asm["ptx"])

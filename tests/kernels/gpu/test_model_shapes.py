@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 
 import pytest
 import torch
 
-from msa_backend.kernels import api
+from msa_backend.kernels import api, gpu
 from msa_backend.kernels.batch import BLOCK_SIZE
 
 from ..batches import Case, Row, make_case
@@ -52,9 +53,7 @@ def check(case: Case, seed: int, *, samples: int = 200, topk: int = 16, k_scale:
 
     out = torch.full_like(case.q, torch.nan)
     scales = {"k_scale": k_scale, "v_scale": v_scale}
-    api.sparse_attention(
-        case.q, case.k_pages, case.v_pages, block_ids, case.batch, scale=case.scale, out=out, **scales
-    )
+    api.sparse_attention(case.q, case.k_pages, case.v_pages, block_ids, case.batch, scale=case.scale, out=out, **scales)
     assert out.isfinite().all()
     assert (out[visible == 0] == 0).all()
     expected, weighed = blocked.attention(case, tokens, block_ids, **scales)
@@ -113,11 +112,17 @@ def test_long_contexts(seed: int, rows: list[Row], cache_dtype: torch.dtype):
     check(case, seed, samples=64)
 
 
-def test_addresses_past_two_to_the_31(seed: int):
+@pytest.mark.parametrize("capability", [(8, 0), (9, 0)], ids=str)
+@pytest.mark.parametrize("query_len", [300, 8])
+def test_addresses_past_two_to_the_31(
+    monkeypatch: pytest.MonkeyPatch, seed: int, query_len: int, capability: tuple[int, int]
+):
     """Pages whose elements lie more than 2**31 from the first: a page id times a stride needs 64 bits."""
+    monkeypatch.setattr(gpu.arch, "capability", lambda device: capability)
     heads, dim = 1, 128
     stride = 40 * BLOCK_SIZE * dim  # of a page, in elements: with 8000 pages, 5.2e9
-    small = make_case([Row.of(300, 700_000), Row.of(1, 300_000)], num_kv_heads=heads, group=4, dim=dim, dtype=BF16,
+    rows = [Row.of(query_len, 700_000), Row.of(1, 300_000)]
+    small = make_case(rows, num_kv_heads=heads, group=4, dim=dim, dtype=BF16,
                       seed=seed, device="cuda")  # fmt: skip
     num_pages = small.k_pages.shape[0]
 
@@ -155,23 +160,37 @@ def test_an_adversarial_order_of_scores(seed: int):
         check(case, seed, topk=32, samples=5)
 
 
-def test_no_fault_beyond_the_live_part_of_the_block_table(seed: int):
-    """A row whose length goes past its pages, and past the table: other rows are right, and nothing faults."""
-    rows = [Row.of(40, 3000), Row.of(1, 5000), Row.of(300, 900), Row.of(1, 777)]
-    good = make_case(rows, num_kv_heads=2, group=8, dim=128, dtype=BF16, seed=seed, device="cuda")
-    long = good.batch.seq_lens.clone(), good.batch.context_lens.clone()
-    for x in long:
-        x[1:3] += 7000
-    from dataclasses import replace
+@pytest.mark.parametrize("capability", [(8, 0), (8, 9)], ids=str)
+@pytest.mark.parametrize("rows", [CHUNK, DECODE, VERIFY, MIXED], ids=["chunk", "decode", "verify", "mixed"])
+@pytest.mark.parametrize("cache_dtype", [BF16, E4M3], ids=str)
+def test_as_on_an_older_gpu(
+    monkeypatch: pytest.MonkeyPatch, seed: int, rows: list[Row], cache_dtype: torch.dtype, capability: tuple[int, int]
+):
+    """The paths that an SM80 or SM89 takes, on this one."""
+    monkeypatch.setattr(gpu.arch, "capability", lambda device: capability)
+    case = make_case(rows, num_kv_heads=2, group=16, dim=128, dtype=BF16, cache_dtype=cache_dtype, seed=seed,
+                     device="cuda")  # fmt: skip
+    check(case, seed, **({"k_scale": 0.5, "v_scale": 0.3} if cache_dtype == E4M3 else {}))
 
-    bad = replace(good, batch=replace(good.batch, seq_lens=long[0], context_lens=long[1], max_seq_len=9000))
+
+@pytest.mark.parametrize("query_lens", [(40, 1, 300, 1), (1, 1, 1, 1), (4, 1, 8, 1)], ids=str)
+def test_no_fault_beyond_the_live_part_of_the_block_table(seed: int, query_lens: tuple[int, ...]):
+    """Rows whose length goes past their pages, and past the table: other rows are right, and nothing faults."""
+    rows = [Row.of(n, context_len) for n, context_len in zip(query_lens, (3000, 5000, 900, 777), strict=True)]
+    good = make_case(rows, num_kv_heads=2, group=8, dim=128, dtype=BF16, seed=seed, device="cuda")
+    longer = torch.tensor([0, 7000, 7000, 0], dtype=torch.int32, device="cuda")
+    beyond = replace(
+        good.batch, seq_lens=good.batch.seq_lens + longer, context_lens=good.batch.context_lens + longer,
+        max_seq_len=13_000,
+    )  # fmt: skip
     selected, attended = [], []
-    for case in (good, bad):
-        block_ids = api.select_blocks(case.index_q, case.index_k_pages, case.batch, topk=4)
-        out = api.sparse_attention(case.q, case.k_pages, case.v_pages, block_ids, case.batch, scale=case.scale)
-        selected.append(block_ids), attended.append(out)
+    for batch in (good.batch, beyond):
+        block_ids = api.select_blocks(good.index_q, good.index_k_pages, batch, topk=4)
+        selected.append(block_ids)
+        attended.append(
+            api.sparse_attention(good.q, good.k_pages, good.v_pages, block_ids, batch, scale=good.scale).float()
+        )
     torch.cuda.synchronize()
-    sound = torch.ones(case.q.shape[0], dtype=torch.bool)
-    sound[40:341] = False
+    sound = torch.arange(query_lens[0] + 1, device="cuda") - 1  # the last token is the last row's
     assert torch.equal(selected[0][:, sound], selected[1][:, sound])
-    assert (attended[0][sound].float() - attended[1][sound].float()).abs().max() < 0.02
+    assert (attended[0][sound] - attended[1][sound]).abs().max() < 0.02

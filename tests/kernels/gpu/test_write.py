@@ -46,11 +46,12 @@ def test_write_cache(dtype: torch.dtype, layout: str, cache_dtype: torch.dtype |
     new = fused[:, :kv_heads], fused[:, kv_heads : 2 * kv_heads], fused[:, -1]
     slots = torch.tensor(SLOTS, device=DEVICE)
     scales = {"k_scale": 0.3, "v_scale": 0.7} if cache_dtype else {}
-    written, expected = (empty_cache(kv_heads, dim, dim, cache_dtype or dtype, layout) for _ in range(2))
+    written = empty_cache(kv_heads, dim, dim, cache_dtype or dtype, layout)
+    expected = [pages.cpu() for pages in written]  # on a GPU, torch multiplies by 1 / scale
     gpu.write_cache(*new, *written, slots, **scales)
-    cpu.write_cache(*new, *expected, slots, **scales)
+    cpu.write_cache(*(x.cpu() for x in new), *expected, slots.cpu(), **scales)
     for pages, truth in zip(written, expected, strict=True):
-        assert_same(pages, truth, atol=0, rtol=0)
+        assert_same(pages.cpu(), truth, atol=0, rtol=0)
 
 
 def test_dense_layer_has_no_index_keys():
@@ -69,7 +70,7 @@ def test_nothing_to_write():
 
 @pytest.mark.parametrize(
     ("heads", "kv_heads", "dim", "index_dim", "rotary_dim"),
-    [(6, 2, 32, 32, 16), (3, 3, 16, 32, 16), (20, 1, 64, 16, 12), (12, 1, 128, 128, 64)],
+    [(6, 2, 32, 32, 16), (3, 3, 16, 32, 16), (20, 1, 64, 16, 12), (12, 1, 128, 128, 64), (40, 20, 16, 16, 8)],
     ids=str,
 )
 @pytest.mark.parametrize("cache_dtype", [None, *FP8], ids=str)

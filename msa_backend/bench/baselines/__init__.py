@@ -1,0 +1,46 @@
+"""The implementations that are timed, one module each.
+
+A module has ``unavailable(device)``, which says in one line why it cannot run here, or None; and
+``bind(inputs, block_ids)``, which returns a :class:`Bound`. Engines are imported inside these functions only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from msa_backend.bench.timing import Call
+
+NAMES = ("ours", "reference", "vllm", "sglang", "fa3", "flashinfer")
+# FlashInfer compiles for minutes before its first call, so it is there when asked for.
+DEFAULT = NAMES[:-1]
+
+
+class UnsupportedCaseError(Exception):
+    """An implementation does not take such a case; the message says what it lacks."""
+
+
+@dataclass(frozen=True)
+class Bound:
+    """An implementation on one set of inputs. Calls write to the same places each time, fit for a CUDA graph.
+
+    Attributes:
+        attend: returns ``[num_tokens, num_heads, dim]``; of the block ids it was bound with, or of all tokens if dense.
+        select: returns ``[num_kv_heads, num_tokens, topk]`` block ids; None if dense.
+        parts: stages of ``select`` that can be called by themselves.
+        poisoned: what to fill with NaN before the output is checked.
+    """
+
+    attend: Call
+    select: Call | None = None
+    parts: dict[str, Call] = field(default_factory=dict)
+    poisoned: Tensor | None = None
+
+
+def load(name: str) -> ModuleType:
+    return import_module(f"{__name__}.{name}")

@@ -1,0 +1,134 @@
+"""What is measured: one case is one sparse layer's attention for one batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from itertools import product
+
+BLOCK_SIZE = 128
+MODES = ("prefill", "suffix", "decode", "verify")
+# New tokens of each sequence where none are asked for.
+NEW_TOKENS = {"prefill": 8192, "suffix": 256, "decode": 1, "verify": 8}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A batch of sequences with new tokens at their ends.
+
+    Attributes:
+        mode: one of :data:`MODES`. Decode and verify are timed as replays of a CUDA graph, as engines run them.
+        context: tokens in each sequence, the new ones counted; of verify, on average.
+        batch: sequences.
+        new_tokens: query tokens of each sequence.
+        num_heads, num_kv_heads, dim: of the attention; there are as many index heads as KV heads.
+        dtype: of the queries, and of both caches unless they are fp8.
+        fp8_index, fp8_kv: index keys, or keys and values, stored as e4m3. Prefill then has e4m3 index queries too.
+        share: of the index queries' energy that neighbouring tokens have in common; 0 is random.
+    """
+
+    mode: str
+    context: int
+    batch: int = 1
+    new_tokens: int = 1
+    num_heads: int = 64
+    num_kv_heads: int = 4
+    dim: int = 128
+    topk: int = 16
+    dtype: str = "bf16"
+    fp8_index: bool = False
+    fp8_kv: bool = False
+    share: float = 0.0
+
+    @property
+    def in_graph(self) -> bool:
+        return self.mode in ("decode", "verify")
+
+    @property
+    def fp8_index_q(self) -> bool:
+        return self.fp8_index and not self.in_graph
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of each sequence. Drafts come from requests of all ages: lengths from half the mean to 1.5 times."""
+        if self.mode != "verify" or self.batch == 1:
+            return [self.context] * self.batch
+        step = self.context / (self.batch - 1)
+        return [max(self.new_tokens, round(self.context / 2 + i * step)) for i in range(self.batch)]
+
+    @property
+    def num_tokens(self) -> int:
+        return self.batch * self.new_tokens
+
+    @property
+    def title(self) -> str:
+        words = [self.mode, f"{self.new_tokens:,} new @ {self.context:,}"]
+        if self.batch > 1:
+            words.append(f"x {self.batch}")
+        words += [f"{self.num_heads}/{self.num_kv_heads} heads", self.dtype]
+        words += ["fp8 index"] * self.fp8_index + ["fp8 KV"] * self.fp8_kv
+        words += [f"local {self.share:g}"] * (self.share > 0)
+        return ", ".join(words)
+
+
+def grid(
+    modes: Iterable[str],
+    contexts: Iterable[int],
+    batches: Iterable[int],
+    heads: Iterable[tuple[int, int]],
+    new_tokens: int | None,
+    base: Case,
+) -> Iterator[Case]:
+    """Every combination, but none with more new tokens than context: there the new tokens are the whole sequence."""
+    for mode, (num_heads, num_kv_heads), batch, context in product(modes, heads, batches, contexts):
+        yield replace(
+            base,
+            mode=mode,
+            context=context,
+            batch=batch,
+            new_tokens=min(new_tokens or NEW_TOKENS[mode], context),
+            num_heads=num_heads,
+            num_kv_heads=num_kv_heads,
+        )
+
+
+K = 1024
+
+
+def release() -> Iterator[Case]:
+    """The released model's shape, whole and as one rank of four, in what serving consists of."""
+
+    def one_rank(case: Case) -> Case:
+        return replace(case, num_heads=16, num_kv_heads=1)
+
+    for context in (8 * K, 32 * K, 128 * K, 512 * K, 1024 * K):
+        yield Case("prefill", context, new_tokens=8192)
+    for context in (128 * K, 1024 * K):
+        yield one_rank(Case("prefill", context, new_tokens=8192))
+    yield Case("prefill", 1024 * K, new_tokens=8192, fp8_index=True)
+    yield Case("prefill", 128 * K, new_tokens=8192, share=0.9)
+    for new_tokens, context in ((182, 17_718), (171, 55_339), (338, 74_578), (347, 131_547), (1623, 18_007)):
+        yield Case("suffix", context, new_tokens=new_tokens)
+    for context, batch in ((8, 1), (32, 8), (128, 1), (128, 32), (1024, 1), (1024, 8)):
+        yield Case("decode", context * K, batch)
+    for context, batch in ((1024, 1), (1024, 8), (128, 64)):
+        yield one_rank(Case("decode", context * K, batch))
+    for context, batch in ((8, 1), (128, 32), (1024, 1), (1024, 8)):
+        yield Case("decode", context * K, batch, fp8_index=True)
+    for batch, context in ((128, 1000), (64, 5000), (128, 10_000), (32, 50_000), (8, 200_000)):
+        yield Case("verify", context, batch, new_tokens=8)
+    yield Case("verify", 50_000, 32, new_tokens=8, share=0.9)
+
+
+def small() -> Iterator[Case]:
+    """What a CPU does in seconds."""
+    for case in (
+        Case("prefill", 1024, new_tokens=256),
+        Case("suffix", 2000, new_tokens=33),
+        Case("decode", 2048, 4),
+        Case("verify", 1000, 4, new_tokens=8),
+    ):
+        yield replace(case, num_heads=8, num_kv_heads=2, dim=32, topk=4, dtype="fp32")
+
+
+PRESETS = {"release": release, "small": small}

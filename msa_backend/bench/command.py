@@ -1,0 +1,225 @@
+"""``msa-backend bench``. Nothing that needs torch is imported before it runs, so that ``--help`` works without."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import importlib.metadata
+import json
+import shlex
+import sys
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from msa_backend.bench import baselines
+from msa_backend.bench.cases import MODES, NEW_TOKENS, PRESETS, Case, grid
+
+if TYPE_CHECKING:
+    import torch
+
+
+def add_parser(subparsers: Any) -> None:
+    parser = subparsers.add_parser(
+        "bench",
+        help="time MSA's kernels beside the engines' own and dense attention",
+        description="Time one sparse layer's attention: MSA beside the kernels in vLLM and SGLang and dense "
+        "FlashAttention, whichever are installed, on the same inputs. Each implementation is checked against fp64 "
+        "first, and one that is wrong is not timed; the exit status is 1 if that is ours.",
+    )
+    parser.add_argument("--preset", choices=PRESETS, help="a list of cases; release on a GPU, small on a CPU")
+    parser.add_argument("--modes", type=_modes, metavar="MODE,...", help=f"of {', '.join(MODES)}; all of the preset")
+    parser.add_argument("--contexts", type=_sizes, metavar="N,...", help="tokens, such as 8K,128K,1M; no preset then")
+    parser.add_argument("--batches", type=_sizes, default=[1], metavar="N,...", help="sequences (1)")
+    parser.add_argument(
+        "--new-tokens",
+        type=_size,
+        metavar="N",
+        help=f"per sequence ({', '.join(f'{m} {NEW_TOKENS[m]}' for m in MODES)})",
+    )
+    parser.add_argument("--heads", type=_heads, default=[(64, 4)], metavar="Q/KV,...", help="such as 64/4,16/1 (64/4)")
+    parser.add_argument("--head-dim", type=int, default=128, metavar="N", help="of attention and index (%(default)s)")
+    parser.add_argument("--topk", type=int, default=16, metavar="N", help="blocks a token chooses (%(default)s)")
+    parser.add_argument("--dtype", choices=("bf16", "fp16", "fp32"), default="bf16", help="(%(default)s)")
+    parser.add_argument("--fp8-index", action="store_true", help="index keys in e4m3; in prefill index queries too")
+    parser.add_argument("--fp8-kv", action="store_true", help="keys and values in e4m3")
+    parser.add_argument(
+        "--local", type=_share, metavar="SHARE", help="of index queries common to neighbours, under 1; 0: random"
+    )
+    parser.add_argument(
+        "--run", type=_names, dest="implementations", metavar="NAME,...", help=f"of {', '.join(baselines.NAMES)}"
+    )
+    parser.add_argument("--kernels", action="store_true", help="also the time in each GPU kernel, by the profiler")
+    parser.add_argument("--budget", type=float, default=0.1, metavar="SECONDS", help="for a median (%(default)s)")
+    parser.add_argument("--device", choices=("cuda", "cpu"), help="cuda if there is one")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw time against context (needs matplotlib)")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    if find_spec("torch") is None:
+        return _refuse("torch is not installed; install an engine, which brings the torch it was built for")
+    if options.plot and find_spec("matplotlib") is None:
+        return _refuse("--plot needs matplotlib, which is not installed; pip install matplotlib")
+    for path in filter(None, (options.json, options.plot)):
+        if not path.parent.is_dir():
+            return _refuse(f"{path} cannot be written, there is no directory {path.parent}; make it first")
+    import torch
+
+    device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if device.type == "cuda" and not torch.cuda.is_available():
+        return _refuse("torch sees no GPU; leave --device out or install a CUDA build of torch")
+    cases = _cases(options, device)
+    if not cases:
+        return _refuse("the preset has no such case; name --contexts to make your own")
+    return _measure(cases, device, options)
+
+
+def _cases(options: argparse.Namespace, device: torch.device) -> list[Case]:
+    """Of --contexts if given, else of the preset; --modes and --local apply to either."""
+    if options.contexts:
+        base = Case(
+            "prefill",
+            1,
+            dim=options.head_dim,
+            topk=options.topk,
+            dtype=options.dtype,
+            fp8_index=options.fp8_index,
+            fp8_kv=options.fp8_kv,
+            share=options.local or 0.0,
+        )
+        modes = options.modes or ["prefill"]
+        return list(grid(modes, options.contexts, options.batches, options.heads, options.new_tokens, base))
+    preset = PRESETS[options.preset or ("small" if device.type == "cpu" else "release")]
+    cases = [case for case in preset() if case.mode in (options.modes or MODES)]
+    return cases if options.local is None else [replace(case, share=options.local) for case in cases]
+
+
+def _measure(cases: list[Case], device: torch.device, options: argparse.Namespace) -> int:
+    import torch
+
+    from msa_backend.bench import ceilings, plot, report, runner, timing
+
+    absent: dict[str, str] = {}
+    names = []
+    for name in options.implementations or baselines.DEFAULT:
+        reason = baselines.load(name).unavailable(device)
+        if reason is None:
+            names.append(name)
+        else:
+            absent[name] = " ".join(reason.split())
+    about = _about(device)
+    print("; ".join(f"{key} {value}" for key, value in about.items() if key != "command"))
+    for name, reason in absent.items():
+        print(f"without {name}: {reason}")
+
+    clock: timing.Clock
+    if device.type == "cpu":
+        clock = timing.CpuClock(options.budget)
+    else:
+        clock = timing.CudaClock(options.budget, torch.cuda.get_device_properties(device).L2_cache_size)
+    rates = ceilings.measure(device, cases[0].dtype, clock)
+    print(
+        f"ceilings here: read {report.per_second(rates.bandwidth, 'B')}, copy {report.per_second(rates.copy, 'B')}, "
+        f"{cases[0].dtype} product {report.per_second(rates.flops, 'FLOP')}, "
+        f"fp8 product {report.per_second(rates.fp8_flops, 'FLOP')}\n"
+    )
+
+    setup = runner.Setup(device, clock, names, options.kernels)
+    found = []
+    for case in cases:
+        found.append(runner.run(case, setup))
+        print("\n".join(report.block(found[-1], rates)), flush=True)
+        # Kept as it grows: hours of a large grid are not lost to its last case.
+        if options.json:
+            written = report.record(found, rates, about, absent)
+            options.json.write_text(json.dumps(written, indent=1) + "\n")
+    print()
+    print("\n".join(report.summary(found, rates)))
+    if options.plot:
+        plot.write(found, options.plot, f"MSA, one layer, {about['device']}, {about['date']}")
+    return int(any(result.wrong and result.name == report.OURS for case in found for result in case.results))
+
+
+def _about(device: torch.device) -> dict[str, Any]:
+    import torch
+
+    from msa_backend import __version__
+
+    about: dict[str, Any] = {"msa-backend": __version__, "date": datetime.date.today().isoformat()}
+    about["device"] = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+    if device.type == "cuda":
+        about["driver"] = _driver()
+    about["torch"] = torch.__version__
+    for name in ("triton", "vllm", "sglang", "flashinfer-python"):
+        try:
+            about[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return {**about, "command": shlex.join(["msa-backend", *sys.argv[1:]])}
+
+
+def _driver() -> str:
+    """Of the NVIDIA kernel module, from its own file; torch does not say."""
+    try:
+        words = Path("/proc/driver/nvidia/version").read_text().split("\n")[0].split()
+    except OSError:
+        return "unknown"
+    return next((word for word in words if word.count(".") == 2 and word[0].isdigit()), "unknown")
+
+
+def _refuse(reason: str) -> int:
+    print(f"msa-backend bench: {reason}", file=sys.stderr)
+    return 1
+
+
+def _size(text: str) -> int:
+    scale = {"K": 2**10, "M": 2**20}.get(text[-1:].upper())
+    try:
+        size = int(text[:-1]) * scale if scale else int(text)
+    except ValueError:
+        size = 0
+    if size < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of tokens; write such as 4096, 8K or 1M")
+    return size
+
+
+def _share(text: str) -> float:
+    try:
+        share = float(text)
+    except ValueError:
+        share = -1.0
+    if not 0 <= share < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no share; write a number from 0 to under 1, such as 0.9")
+    return share
+
+
+def _sizes(text: str) -> list[int]:
+    return [_size(part) for part in text.split(",")]
+
+
+def _heads(text: str) -> list[tuple[int, int]]:
+    heads = []
+    for part in text.split(","):
+        queries, _, kv = part.partition("/")
+        if not (queries.isdigit() and kv.isdigit() and int(kv) and int(queries) and int(queries) % int(kv) == 0):
+            raise argparse.ArgumentTypeError(f"{part!r} is no query heads / KV heads; write such as 64/4")
+        heads.append((int(queries), int(kv)))
+    return heads
+
+
+def _modes(text: str) -> list[str]:
+    return _of(text, MODES)
+
+
+def _names(text: str) -> list[str]:
+    return _of(text, baselines.NAMES)
+
+
+def _of(text: str, allowed: tuple[str, ...]) -> list[str]:
+    for part in text.split(","):
+        if part not in allowed:
+            raise argparse.ArgumentTypeError(f"{part!r} is none of {', '.join(allowed)}")
+    return text.split(",")

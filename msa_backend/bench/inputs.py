@@ -1,0 +1,177 @@
+"""Random inputs of a case, on its device.
+
+Pages are scattered over the cache by a random page table. What lies past a sequence's end is :data:`GARBAGE`, large
+and finite: an implementation that lets it count is far off, and one that multiplies it by a weight of zero is right,
+as in engines, whose fresh caches are zeros.
+
+Locality: real neighbours in a text choose mostly the same blocks. With ``share`` of the index queries' energy, each
+index head follows a direction that turns by a quarter circle, from one random vector to the next, every
+:data:`TURN` tokens of the sequence; the rest is each token's own. Keys stay random. :func:`overlap` says what came of
+it: the part of a token's chosen blocks that the token before it chose too.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from msa_backend.bench.cases import BLOCK_SIZE, Case
+from msa_backend.kernels.batch import Batch
+
+GARBAGE = 100.0
+TURN = 64
+FP8_MAX = 448.0
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+# At once, while random numbers are made and converted.
+PIECE = 2**28
+
+
+@dataclass(frozen=True)
+class Cache:
+    """The KV cache of a batch, in the layouts of both engines. Shapes as in :mod:`msa_backend.kernels.api`."""
+
+    kv_pages: Tensor
+    """``[num_pages, num_kv_heads, 128, 2 * dim]``: K and V side by side, as vLLM keeps them."""
+    index_k_pages: Tensor
+    block_table: Tensor
+
+    @cached_property
+    def slot_pools(self) -> list[Tensor]:
+        """K and V, each ``[num_pages * 128, num_kv_heads, dim]``: a copy as SGLang keeps them."""
+        return [x.transpose(1, 2).flatten(0, 1).contiguous() for x in self.kv_pages.chunk(2, dim=-1)]
+
+    @cached_property
+    def slot_table(self) -> Tensor:
+        """``[num_seqs, max_pages * 128]`` int32: the slot of each token of a sequence."""
+        offset = torch.arange(BLOCK_SIZE, dtype=torch.int32, device=self.block_table.device)
+        return (self.block_table[..., None] * BLOCK_SIZE + offset).flatten(1)
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Queries over a cache. ``index_q`` holds numbers of e4m3 where ``index_q_fp8``, in that dtype, is given."""
+
+    case: Case
+    cache: Cache
+    q: Tensor
+    index_q: Tensor
+    index_q_fp8: Tensor | None
+    batch: Batch
+    scale: float
+
+    @property
+    def kv_pages(self) -> Tensor:
+        return self.cache.kv_pages
+
+    @property
+    def k_pages(self) -> Tensor:
+        return self.kv_pages[..., : self.case.dim]
+
+    @property
+    def v_pages(self) -> Tensor:
+        return self.kv_pages[..., self.case.dim :]
+
+    @property
+    def index_k_pages(self) -> Tensor:
+        return self.cache.index_k_pages
+
+
+def make_cache(case: Case, device: torch.device, seed: int) -> Cache:
+    rng = torch.Generator(device).manual_seed(seed)
+    dtype = DTYPES[case.dtype]
+    pages = [-(-length // BLOCK_SIZE) for length in case.lengths]
+    num_pages = sum(pages)
+    order = torch.randperm(num_pages, generator=rng, device=device).int().split(pages)
+
+    kv_dtype = torch.float8_e4m3fn if case.fp8_kv else dtype
+    index_dtype = torch.float8_e4m3fn if case.fp8_index else dtype
+    kv_pages = torch.empty(num_pages, case.num_kv_heads, BLOCK_SIZE, 2 * case.dim, dtype=kv_dtype, device=device)
+    index_k_pages = torch.empty(num_pages, BLOCK_SIZE, case.dim, dtype=index_dtype, device=device)
+    for cache in (kv_pages, index_k_pages):
+        _fill_normal(cache, dtype, rng)
+    for row, length in zip(order, case.lengths, strict=True):
+        if end := length % BLOCK_SIZE:
+            kv_pages[row[-1], :, end:] = GARBAGE
+            index_k_pages[row[-1], end:] = GARBAGE
+    return Cache(kv_pages, index_k_pages, torch.nn.utils.rnn.pad_sequence(order, batch_first=True))
+
+
+def make_inputs(case: Case, cache: Cache, seed: int) -> Inputs:
+    """New queries over a cache."""
+    device = cache.block_table.device
+    rng = torch.Generator(device).manual_seed(seed)
+    dtype = DTYPES[case.dtype]
+    index_q = torch.cat([_index_queries(case, rng, device) for _ in case.lengths])
+    index_q_fp8 = None
+    if case.fp8_index_q:  # a scale per (token, head) changes no order of blocks, so it need not be kept
+        index_q_fp8 = (index_q * (FP8_MAX / index_q.abs().amax(-1, keepdim=True))).to(torch.float8_e4m3fn)
+        index_q = index_q_fp8.float()
+
+    lengths = torch.tensor(case.lengths, dtype=torch.int32)
+    return Inputs(
+        case=case,
+        cache=cache,
+        q=torch.empty(case.num_tokens, case.num_heads, case.dim, dtype=dtype, device=device).normal_(generator=rng),
+        index_q=index_q.to(dtype),
+        index_q_fp8=index_q_fp8,
+        batch=Batch(
+            cu_seqlens_q=(torch.arange(case.batch + 1, dtype=torch.int32) * case.new_tokens).to(device),
+            seq_lens=lengths.to(device),
+            context_lens=(lengths - case.new_tokens).to(device),
+            block_table=cache.block_table,
+            max_query_len=case.new_tokens,
+            max_seq_len=max(case.lengths),
+        ),
+        scale=case.dim**-0.5,
+    )
+
+
+def _fill_normal(cache: Tensor, dtype: torch.dtype, rng: torch.Generator) -> None:
+    for piece in cache.split(max(1, PIECE // cache[0].numel())):
+        if cache.dtype == dtype:
+            piece.normal_(generator=rng)
+        else:
+            piece.copy_(torch.empty(piece.shape, dtype=dtype, device=cache.device).normal_(generator=rng))
+
+
+def _index_queries(case: Case, rng: torch.Generator, device: torch.device) -> Tensor:
+    """``[new_tokens, num_index_heads, dim]`` fp32 of one sequence."""
+
+    def normal(count: int) -> Tensor:
+        return torch.randn(count, case.num_kv_heads, case.dim, generator=rng, device=device)
+
+    own = normal(case.new_tokens)
+    if not case.share:
+        return own
+    token = torch.arange(case.new_tokens, device=device)
+    directions = normal(case.new_tokens // TURN + 2)
+    turned = (token % TURN / TURN * (math.pi / 2))[:, None, None]
+    common = turned.cos() * directions[token // TURN] + turned.sin() * directions[token // TURN + 1]
+    return math.sqrt(case.share) * common + math.sqrt(1 - case.share) * own
+
+
+def overlap(block_ids: Tensor, inputs: Inputs) -> float | None:
+    """The mean part of a token's blocks that the token before it chose too; None where no token has one before it."""
+    _, _, topk = block_ids.shape
+    if inputs.case.new_tokens == 1:
+        return None
+    ids = block_ids.unflatten(1, (inputs.case.batch, inputs.case.new_tokens))
+    now, before = ids[:, :, 1:], ids[:, :, :-1]
+    common = torch.zeros(now.shape[:-1], dtype=torch.int32, device=ids.device)
+    for i in range(topk):
+        common += ((now[..., i : i + 1] == before) & (now[..., i : i + 1] >= 0)).any(-1)
+    return float((common / (now >= 0).sum(-1)).mean())
+
+
+def distinct_blocks(block_ids: Tensor, inputs: Inputs) -> int:
+    """(KV head, page) pairs among the chosen blocks."""
+    case = inputs.case
+    ids = block_ids.unflatten(1, (case.batch, case.new_tokens)).flatten(2)
+    num_blocks = -(-inputs.batch.max_seq_len // BLOCK_SIZE)
+    chosen = torch.zeros(*ids.shape[:2], num_blocks + 1, dtype=torch.bool, device=ids.device)
+    chosen.scatter_(2, ids.long().where(ids >= 0, num_blocks), True)
+    return int(chosen[..., :-1].sum())
