@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...batch import BLOCK_SIZE, Batch
 from .. import arch, pdl
-from ..fp8 import loadable, widen
+from ..fp8 import E4M3_CAPABILITY, loadable, widen
 from ..pdl import let_next_start
 from ..rows import STEP_ARGUMENTS, live_page
 from . import pairs as e4m3
@@ -61,6 +61,8 @@ def score_blocks(index_q: Tensor, index_k_pages: Tensor, batch: Batch, *, topk: 
     heads = triton.next_power_of_2(num_heads)
     tokens = triton.next_power_of_2(batch.max_query_len)
     stacked = max(16, tokens * heads)
+    if index_q.element_size() == 1 and arch.capability(device) < E4M3_CAPABILITY:
+        index_q = index_q.to(torch.float16)
     # Two fp8 operands are multiplied as they are.
     pairs = as_pairs(index_k_pages) if index_q.element_size() > 1 else None
     index_k_pages = loadable(index_k_pages) if pairs is None else pairs
