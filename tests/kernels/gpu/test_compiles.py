@@ -42,9 +42,9 @@ def test_large_products_use_the_widest_instructions(compiled: list[Compiled]):
         assert not narrow, "\n".join(line(c) for c in narrow)
 
 
-@pytest.mark.parametrize("arch", sorted(GPUS))
+@pytest.mark.parametrize("arch", [89, 90])
 def test_extremes_compile_and_fit(arch: int):
-    """The largest and smallest that the operations take; slow if need be."""
+    """The largest and smallest that the operations take; slow if need be. SM89 has the least shared memory."""
     with compile_only(arch) as launched:
         launches.corners()
     assert not launched.failed, "\n\n".join(launched.failed)
