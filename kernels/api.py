@@ -120,7 +120,8 @@ def select_blocks(
     ``topk``. Equal scores may be broken either way.
 
     Args:
-        index_q: ``[num_tokens, num_index_heads, index_dim]`` fp16, bf16 or fp32.
+        index_q: ``[num_tokens, num_index_heads, index_dim]`` fp16, bf16 or fp32; fp8 e4m3 if the keys are too. A factor
+            of a token and head changes no choice, so fp8 queries may be scaled each by its own.
         index_k_pages: ``[num_pages, 128, index_dim]`` fp16, bf16, fp32 or fp8 (of scale 1).
         batch: whose tokens these are; tokens past its last row are padding.
 
@@ -158,7 +159,7 @@ def sparse_attention(
         k_pages, v_pages: ``[num_pages, num_kv_heads, 128, head_dim]`` fp16, bf16, fp32 or fp8.
         block_ids: ``[num_kv_heads, num_tokens, topk]`` int32, as :func:`select_blocks` returns them.
         batch: whose tokens these are; tokens past its last row are padding.
-        scale: of the logits, usually ``head_dim ** -0.5``.
+        scale: of the logits, positive, usually ``head_dim ** -0.5``.
         k_scale, v_scale: with fp8 pages, what keys and values are multiplied by.
         out: where to write the result, if given: same shape and device as ``q``, any dtype.
 
@@ -168,7 +169,7 @@ def sparse_attention(
     Raises:
         ValueError: shapes, dtypes or scales that do not fit together.
     """
-    checks.check_sparse_attention(q, k_pages, v_pages, block_ids, k_scale, v_scale, out)
+    checks.check_sparse_attention(q, k_pages, v_pages, block_ids, scale, k_scale, v_scale, out)
     return choose(q.device).module.sparse_attention(
         q, k_pages, v_pages, block_ids, batch, scale=scale, k_scale=k_scale, v_scale=v_scale, out=out
     )

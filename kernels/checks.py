@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -92,7 +94,8 @@ def check_norm_rope_write(
 
 def check_select_blocks(index_q: Tensor, index_k_pages: Tensor, topk: int, init_blocks: int, local_blocks: int) -> None:
     _check_index_pages(index_k_pages)
-    _check_dtype("index_q", index_q, COMPUTE_DTYPES)
+    if index_q.dtype != torch.float8_e4m3fn or index_k_pages.dtype != torch.float8_e4m3fn:  # fp8 products take both
+        _check_dtype("index_q", index_q, COMPUTE_DTYPES)
     if index_q.dim() != 3 or index_q.shape[2] != index_k_pages.shape[2]:
         raise ValueError(
             f"index_q has shape {tuple(index_q.shape)}, but must be (num_tokens, num_index_heads, "
@@ -112,11 +115,14 @@ def check_sparse_attention(
     k_pages: Tensor,
     v_pages: Tensor,
     block_ids: Tensor,
+    scale: float,
     k_scale: float,
     v_scale: float,
     out: Tensor | None,
 ) -> None:
     _check_kv_pages(k_pages, v_pages, k_scale, v_scale)
+    if not 0 < scale < math.inf:
+        raise ValueError(f"scale is {scale}, but must be positive and finite; pass head_dim ** -0.5")
     _check_dtype("q", q, COMPUTE_DTYPES)
     _, num_kv_heads, _, head_dim = k_pages.shape
     if q.dim() != 3 or q.shape[2] != head_dim:

@@ -5,6 +5,8 @@ The host never waits for the device, and grids follow from shapes alone, so a CU
 
 from __future__ import annotations
 
+from types import ModuleType
+
 import torch
 from torch import Tensor
 
@@ -15,11 +17,14 @@ from .write import write_cache
 
 __all__ = ["arch", "norm_rope_write", "select_blocks", "sparse_attention", "write_cache"]
 
+DIMS = (16, 32, 64, 128)
+
 
 def select_blocks(
     index_q: Tensor, index_k_pages: Tensor, batch: Batch, *, topk: int, init_blocks: int = 0, local_blocks: int = 1
 ) -> Tensor:
-    """See :func:`msa_backend.kernels.api.select_blocks`."""
+    """See :func:`msa_backend.kernels.api.select_blocks`; ``index_dim`` a power of two from 16 to 128."""
+    _check_dim("index_dim", index_q.shape[2])
     return _kernels(batch).select_blocks(
         index_q, index_k_pages, batch, topk=topk, init_blocks=init_blocks, local_blocks=local_blocks
     )
@@ -37,7 +42,8 @@ def sparse_attention(
     v_scale: float = 1.0,
     out: Tensor | None = None,
 ) -> Tensor:
-    """See :func:`msa_backend.kernels.api.sparse_attention`."""
+    """See :func:`msa_backend.kernels.api.sparse_attention`; ``head_dim`` a power of two from 16 to 128."""
+    _check_dim("head_dim", q.shape[2])
     out = torch.empty_like(q) if out is None else out
     _kernels(batch).sparse_attention(
         q, k_pages, v_pages, block_ids, batch, scale=scale, k_scale=k_scale, v_scale=v_scale, out=out
@@ -45,5 +51,10 @@ def sparse_attention(
     return out
 
 
-def _kernels(batch: Batch):  # type: ignore[no-untyped-def]
+def _kernels(batch: Batch) -> ModuleType:
     return decode if batch.max_query_len <= decode.MAX_QUERY_LEN else prefill
+
+
+def _check_dim(name: str, dim: int) -> None:
+    if dim not in DIMS:
+        raise ValueError(f"{name} is {dim}, but the GPU kernels take {', '.join(map(str, DIMS))}; run on the CPU")

@@ -14,18 +14,24 @@ import triton.language as tl
 from torch import Tensor
 
 from ..batch import BLOCK_SIZE, Batch
-from . import arch, tma
+from . import tma
 from .fp8 import loadable, widen
 from .rows import STEP_ARGUMENTS, live_page
 
-NEAR_BLOCKS = 28
+NEAR_BLOCKS = 24
 """Visible blocks up to which this kernel attends; at most 32, the bits of a word."""
-CONFIG=dict(rows=128,keys=128,w=8,s=2)
+TILE_ROWS = 64
+"""Rows of a tile: tokens times query heads of the group."""
+TILE_KEYS = 32
+"""Keys of a block that are worked on at a time. Small tiles let several programs share an SM, and one loads or takes
+exponentials while another multiplies; measured against 64 and 128, and against tiles of 128 rows."""
+NUM_WARPS = 4
+NUM_STAGES = 3
 
 
 def near_blocks(topk: int) -> int:
     """Tokens that see up to so many blocks belong to this kernel. With a small top-k most of the walk is in vain."""
-    return min(NEAR_BLOCKS, topk * 7 // 4)
+    return min(NEAR_BLOCKS, topk * 3 // 2)
 
 
 def attend_near(
@@ -49,11 +55,10 @@ def attend_near(
     topk = block_ids.shape[2]
     group = num_heads // num_kv_heads
     padded_group = triton.next_power_of_2(group)
-    tile_tokens = max(1, CONFIG["rows"] // padded_group)
+    tile_tokens = max(1, TILE_ROWS // padded_group)
     k_pages, v_pages = loadable(k_pages), loadable(v_pages)
-    keys, values = (tma.descriptor(x, [1, 1, CONFIG["keys"], dim]) for x in (k_pages, v_pages))
+    keys, values = (tma.descriptor(x, [1, 1, TILE_KEYS, dim]) for x in (k_pages, v_pages))
     use_tma = keys is not None and values is not None
-    hopper = arch.capability(q.device)[0] >= 9
     longest = min(batch.max_query_len, near_blocks(topk) * BLOCK_SIZE)
     _near_kernel[(triton.cdiv(longest, tile_tokens), num_kv_heads, batch.num_seqs + 1)](
         q,
@@ -91,13 +96,13 @@ def attend_near(
         PADDED_GROUP=padded_group,
         DIM=dim,
         BLOCK=BLOCK_SIZE,
-        KEYS=CONFIG["keys"],
+        KEYS=TILE_KEYS,
         TOKENS=tile_tokens,
         TOPK=topk,
         SLOTS=triton.next_power_of_2(topk),
         TMA=use_tma,
-        num_warps=CONFIG["w"],
-        num_stages=CONFIG["s"],
+        num_warps=NUM_WARPS,
+        num_stages=NUM_STAGES,
     )
 
 

@@ -27,9 +27,7 @@ def num_stages(element_size: int) -> int:
     return 2 if element_size > 1 else 4
 
 
-def score_blocks(
-    index_q: Tensor, index_k_pages: Tensor, batch: Batch, *, topk: int, local_blocks: int
-) -> Tensor:
+def score_blocks(index_q: Tensor, index_k_pages: Tensor, batch: Batch, *, topk: int, local_blocks: int) -> Tensor:
     """The largest ``index_q . index_k`` over each block, for query tokens that see more than ``topk`` blocks.
 
     Args:

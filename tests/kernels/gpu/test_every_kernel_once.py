@@ -39,9 +39,7 @@ def test_ragged_and_padded(kind: str, cache_dtype: torch.dtype, group: int):
     scales = {} if cache_dtype == torch.bfloat16 else {"k_scale": 0.5, "v_scale": 0.5}
     block_ids = api.select_blocks(case.index_q, case.index_k_pages, case.batch, topk=16)
     out = torch.full_like(case.q, torch.nan)
-    api.sparse_attention(
-        case.q, case.k_pages, case.v_pages, block_ids, case.batch, scale=case.scale, out=out, **scales
-    )
+    api.sparse_attention(case.q, case.k_pages, case.v_pages, block_ids, case.batch, scale=case.scale, out=out, **scales)
     assert out.isfinite().all()
 
 

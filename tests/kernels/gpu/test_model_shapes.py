@@ -53,9 +53,7 @@ def check(case: Case, seed: int, *, samples: int = 200, topk: int = 16, k_scale:
 
     out = torch.full_like(case.q, torch.nan)
     scales = {"k_scale": k_scale, "v_scale": v_scale}
-    api.sparse_attention(
-        case.q, case.k_pages, case.v_pages, block_ids, case.batch, scale=case.scale, out=out, **scales
-    )
+    api.sparse_attention(case.q, case.k_pages, case.v_pages, block_ids, case.batch, scale=case.scale, out=out, **scales)
     assert out.isfinite().all()
     assert (out[visible == 0] == 0).all()
     expected, weighed = blocked.attention(case, tokens, block_ids, **scales)
