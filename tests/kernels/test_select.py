@@ -71,6 +71,14 @@ def test_fp8_index_keys(ops: Implementation, cache_dtype: torch.dtype):
 
 
 @every_implementation
+@pytest.mark.parametrize("rows", [[Row.of(40, 900), Row.of(1, 1200)], [Row.of(3, 900), Row.of(1, 1200)]], ids=str)
+def test_fp8_products(ops: Implementation, rows: list[Row]):
+    """Queries and keys both in fp8."""
+    case = make_case(rows, dtype=HALF, cache_dtype=torch.float8_e4m3fn)
+    check(ops, replace(case, index_q=case.index_q.to(torch.float8_e4m3fn)), topk=4)
+
+
+@every_implementation
 def test_strided_index_keys(ops: Implementation):
     case = make_case([Row.of(40, 900), Row.of(1, 1200)])
     wide = torch.full((*case.index_k_pages.shape[:2], 3 * case.index_k_pages.shape[2]), torch.nan)
