@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..batch import BLOCK_SIZE, Batch
-from . import tma
+from . import arch, tma
 from .fp8 import loadable, widen
 from .invert import _ELSEWHERE, _TOKEN_BITS, _TOKEN_MASK, invert
 from .rows import STEP_ARGUMENTS
@@ -23,8 +23,11 @@ TILE_ROWS = 64
 """Rows of a tile: tokens times query heads of the group. With 64 and four warps two programs fit on an SM, and one
 loads or takes exponentials while the other multiplies."""
 NUM_WARPS = 4
-ITEM_TOKENS = 64
-"""Most tokens that one program streams past its block."""
+MIN_ITEM_TOKENS = 16
+MAX_ITEM_TOKENS = 64
+"""Most tokens that one program streams past its block, in a short and in a long step."""
+ITEMS_PER_SM = 16
+"""Work items that should be left for each SM: with fewer, some SMs are done long before the others."""
 COMBINE_TOGETHER = 2
 """Partial outputs of a token that are loaded at a time: more were slower by far."""
 
@@ -52,7 +55,11 @@ def attend_far(
     padded_group = triton.next_power_of_2(group)
     topk = block_ids.shape[2]
     tile_tokens = max(1, TILE_ROWS // padded_group)
-    item_tokens = max(ITEM_TOKENS, tile_tokens)
+    fair_share = block_ids.numel() // (ITEMS_PER_SM * arch.num_sms(q.device))
+    item_tokens = MAX_ITEM_TOKENS
+    while item_tokens > max(MIN_ITEM_TOKENS, fair_share):
+        item_tokens //= 2
+    item_tokens = max(item_tokens, tile_tokens)
     k_pages, v_pages = loadable(k_pages), loadable(v_pages)
     inverse = invert(
         block_ids,
