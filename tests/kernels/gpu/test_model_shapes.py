@@ -95,7 +95,7 @@ def test_heads(seed: int, num_kv_heads: int):
     check(make_case(MIXED[:5], num_kv_heads=num_kv_heads, group=4, dim=128, dtype=BF16, seed=seed, device="cuda"), seed)
 
 
-@pytest.mark.parametrize("dim", [16, 64, 256])
+@pytest.mark.parametrize("dim", [16, 32, 64])
 def test_dims(seed: int, dim: int):
     check(make_case(MIXED[:5], num_kv_heads=2, group=8, dim=dim, dtype=BF16, seed=seed, device="cuda"), seed)
 
