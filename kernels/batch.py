@@ -29,6 +29,8 @@ class Batch:
             ``128 * j`` to ``128 * j + 127`` of row ``i``. Entries past the sequence's last page are garbage.
         max_query_len: upper bound of the row lengths.
         max_seq_len: upper bound of ``seq_lens``.
+        min_context_len: lower bound of ``context_lens`` over rows with new tokens. 0 is always right; a better one
+            spares a GPU the launch of kernels that would find nothing to do.
     """
 
     cu_seqlens_q: Tensor
@@ -37,6 +39,7 @@ class Batch:
     block_table: Tensor
     max_query_len: int
     max_seq_len: int
+    min_context_len: int = 0
 
     @property
     def num_seqs(self) -> int:

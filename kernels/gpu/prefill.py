@@ -54,7 +54,8 @@ def sparse_attention(
     num_kv_heads, _, topk = block_ids.shape
     near = near_blocks(topk)
     scales = {"scale": scale, "k_scale": k_scale, "v_scale": v_scale}
-    attend_near(q, k_pages, v_pages, block_ids, batch, out=out, **scales)
+    if batch.min_context_len < near * BLOCK_SIZE:
+        attend_near(q, k_pages, v_pages, block_ids, batch, out=out, **scales)
     if batch.max_seq_len <= near * BLOCK_SIZE:
         return
     # KV heads first: cutting there costs nothing, while fewer tokens at a time share fewer loads of a block.

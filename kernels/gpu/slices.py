@@ -25,5 +25,6 @@ def token_slices(batch: Batch, num_tokens: int, at_a_time: int) -> Iterator[tupl
                 block_table=batch.block_table,
                 max_query_len=min(batch.max_query_len, stop - start),
                 max_seq_len=batch.max_seq_len,
+                min_context_len=batch.min_context_len,
             ),
         )

@@ -125,6 +125,7 @@ def make_inputs(case: Case, cache: Cache, seed: int) -> Inputs:
             block_table=cache.block_table,
             max_query_len=case.new_tokens,
             max_seq_len=max(case.lengths),
+            min_context_len=min(case.lengths) - case.new_tokens,
         ),
         scale=case.dim**-0.5,
     )

@@ -70,12 +70,14 @@ class MSAMetadataBuilder(AttentionMetadataBuilder[MSAMetadata]):
         )
         context_lens = self._context_lens[: common.num_reqs]
         context_lens.copy_(common.compute_num_computed_tokens(), non_blocking=True)
+        # With drafts, vLLM's lengths on the host take every draft of the step before for accepted.
+        slack = self.reorder_batch_threshold or 1
         return MSAMetadata(
             slot_mapping=common.slot_mapping,
             num_tokens=common.num_actual_tokens,
             num_decode_tokens=num_decode_tokens,
-            decode=_rows(common, context_lens, 0, num_decodes),
-            prefill=_rows(common, context_lens, num_decodes, num_decodes + num_prefills),
+            decode=_rows(common, context_lens, 0, num_decodes, slack),
+            prefill=_rows(common, context_lens, num_decodes, num_decodes + num_prefills, slack),
         )
 
 
@@ -95,17 +97,25 @@ class IndexKeyMetadataBuilder(AttentionMetadataBuilder[AttentionMetadata]):
         return AttentionMetadata()
 
 
-def _rows(common: CommonAttentionMetadata, context_lens: torch.Tensor, first: int, last: int) -> Batch | None:
-    """The rows ``first`` to ``last`` of a step as a batch whose query tokens start at 0."""
+def _rows(
+    common: CommonAttentionMetadata, context_lens: torch.Tensor, first: int, last: int, slack: int
+) -> Batch | None:
+    """The rows ``first`` to ``last`` of a step as a batch whose query tokens start at 0.
+
+    ``slack``: by how many tokens a length known on the host may be too great.
+    """
     if first == last:
         return None
     cu_seqlens_q = common.query_start_loc[first : last + 1]
-    max_query_len, max_seq_len = common.max_query_len, common.max_seq_len
+    max_query_len, max_seq_len, min_context_len = common.max_query_len, common.max_seq_len, 0
+    starts = common.query_start_loc_cpu[first : last + 1]
+    query_lens = starts[1:] - starts[:-1]
+    if (seq_lens := common.seq_lens_cpu_upper_bound) is not None:
+        min_context_len = max(0, int((seq_lens[first:last] - query_lens).min()) - slack)
     if (first, last) != (0, common.num_reqs):
         # Decode and prefill rows differ most in just these bounds, from which the kernels take their grids.
-        starts = common.query_start_loc_cpu[first : last + 1]
-        max_query_len = int((starts[1:] - starts[:-1]).max())
-        if (seq_lens := common.seq_lens_cpu_upper_bound) is not None:
+        max_query_len = int(query_lens.max())
+        if seq_lens is not None:
             max_seq_len = int(seq_lens[first:last].max())
     if first:
         cu_seqlens_q = cu_seqlens_q - cu_seqlens_q[0]
@@ -116,4 +126,5 @@ def _rows(common: CommonAttentionMetadata, context_lens: torch.Tensor, first: in
         block_table=common.block_table_tensor[first:last],
         max_query_len=max_query_len,
         max_seq_len=max_seq_len,
+        min_context_len=min_context_len,
     )

@@ -121,6 +121,8 @@ def make_case(
             block_table=block_table.to(device),
             max_query_len=max((row.query_len for row in rows), default=0),
             max_seq_len=max(seq_lens, default=0),
+            # The bound is optional: with every other seed it is as tight as can be.
+            min_context_len=seed % 2 * max(0, min((row.context_len for row in rows if row.query_len), default=0)),
         ),
     )
 
