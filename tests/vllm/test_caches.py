@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from ..compare import Answer, assert_same
 from ..oracle import random_prompt
-from .compare import assert_same
-from .engines import Answer, ask, engine, metric
+from .engines import ask, engine, metric
 
 NEW_TOKENS = 12
 FIRST = random_prompt(1300, seed=3)
