@@ -47,28 +47,26 @@ def engine(model: Path, **options: Any) -> Iterator[Any]:
 
 def ask(llm: Any, prompts: Sequence[PromptIds], max_tokens: int, prompt_logprobs: bool = False) -> list[Answer]:
     """The greedy continuation of each prompt, ``max_tokens`` long; asked for together."""
-    sampling = {"temperature": 0, "max_new_tokens": max_tokens, "ignore_eos": True}
-    outputs = llm.generate(
+    return [read(output, prompt_logprobs) for output in generate(llm, prompts, max_tokens, prompt_logprobs)]
+
+
+def generate(llm: Any, prompts: Sequence[PromptIds], max_tokens: int, prompt_logprobs: bool = False) -> list[Any]:
+    """What SGLang returns for each prompt."""
+    return llm.generate(
         input_ids=[list(prompt) for prompt in prompts],
-        sampling_params=sampling,
+        sampling_params={"temperature": 0, "max_new_tokens": max_tokens, "ignore_eos": True},
         return_logprob=True,
         logprob_start_len=0 if prompt_logprobs else -1,
     )
-    return [answer(output, prompt_logprobs) for output in outputs]
 
 
-def answer(output: Mapping[str, Any], prompt_logprobs: bool = False) -> Answer:
-    """Read what SGLang's own interface returns, in process and over HTTP."""
+def read(output: Mapping[str, Any], prompt_logprobs: bool = False) -> Answer:
+    """One answer of SGLang's own interface, which is the same in process and over HTTP."""
     meta = output["meta_info"]
     said = meta["output_token_logprobs"]
     # The first token of a prompt follows nothing.
-    read = [entry[0] for entry in meta["input_token_logprobs"][1:]] if prompt_logprobs else []
-    return Answer([entry[1] for entry in said], [entry[0] for entry in said], read, meta["cached_tokens"])
-
-
-def state(llm: Any) -> dict[str, Any]:
-    """What the scheduler says of itself."""
-    return llm.get_server_info()["internal_states"][0]
+    before = [entry[0] for entry in meta["input_token_logprobs"][1:]] if prompt_logprobs else []
+    return Answer([entry[1] for entry in said], [entry[0] for entry in said], before, meta["cached_tokens"])
 
 
 def started(model: Path, flags: Sequence[str], **environment: str) -> AbstractContextManager[Server]:
