@@ -111,6 +111,15 @@ def text_section(config: Mapping[str, Any]) -> Mapping[str, Any]:
     return config.get("text_config") or config
 
 
+def overlay(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """``base`` with ``changes`` laid over it, section by section: a section that both have is not replaced."""
+    merged = dict(base)
+    for key, value in changes.items():
+        nested = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = overlay(merged[key], value) if nested else value
+    return merged
+
+
 def _rotary_dim(config: Mapping[str, Any], rope: Mapping[str, Any], head_dim: int) -> int:
     found = {}
     if config.get("rotary_dim") is not None:

@@ -135,6 +135,17 @@ class MSAConfig:
         result._check(nested)
         return result
 
+    def to_original_form(self) -> dict[str, Any]:
+        """The ``sparse_attention_config`` that says the same, for an engine that reads no other form."""
+        flags = [int(flag) for flag in self.sparse_layers]
+        return {nested: getattr(self, field) for field, nested in _NESTED_KEYS.items()} | {
+            "use_sparse_attention": True,
+            "sparse_init_block": self.init_blocks,
+            "sparse_score_type": "max",
+            "sparse_attention_freq": flags,
+            "sparse_disable_index_value": flags,
+        }
+
     def _check(self, nested: Mapping[str, Any]) -> None:
         for name, value, allowed in (
             ("head_dim", self.head_dim, HEAD_DIM),

@@ -3,6 +3,9 @@
 BACKEND_NAME = "MSA"
 """What ``--attention-backend`` is given, in the case vLLM keeps names in; users may write either."""
 
+SGLANG_BACKEND_NAME = BACKEND_NAME.lower()
+"""The same in the case SGLang keeps names in, which is the only one it takes."""
+
 M3_ARCHITECTURES = (
     "MiniMaxM3SparseForCausalLM",  # text only, original form
     "MiniMaxM3VLForCausalLM",  # text only, transformers form

@@ -29,10 +29,40 @@ def register_vllm() -> None:
     register(M3_ARCHITECTURES)
 
 
+def register_sglang() -> None:
+    """Entry point ``sglang.srt.plugins: msa``.
+
+    SGLang logs what a plugin raises and serves on without it, with its in-tree class, but lets an exit pass.
+
+    Raises:
+        SystemExit: with one sentence, when this SGLang lacks something that is registered with, or that a patch needs.
+    """
+    if is_disabled():
+        return
+    try:
+        from msa_backend.sglang.registration import register
+
+        register(M3_ARCHITECTURES)
+    except ImportError as error:
+        raise SystemExit(f"msa-backend: {_unfit_sglang(error)}") from error
+    except MSAError as error:
+        raise SystemExit(f"msa-backend: {error}") from error
+
+
 def _unfit_vllm(error: ImportError) -> MSAError:
     import vllm
 
+    return _unfit("vLLM", "vllm", vllm.__version__, error)
+
+
+def _unfit_sglang(error: ImportError) -> MSAError:
+    import sglang
+
+    return _unfit("SGLang", "sglang", sglang.__version__, error)
+
+
+def _unfit(engine: str, distribution: str, version: str, error: ImportError) -> MSAError:
     return MSAError(
-        f"vLLM is {vllm.__version__}, which lacks what msa-backend builds on ({error}); install one of "
-        f"{supported_range('vllm')}, or set MSA_DISABLE=1 to start without msa-backend"
+        f"{engine} is {version}, which lacks what msa-backend builds on ({error}); install one of "
+        f"{supported_range(distribution)}, or set MSA_DISABLE=1 to start without msa-backend"
     )

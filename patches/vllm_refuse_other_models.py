@@ -6,7 +6,7 @@ import functools
 import inspect
 from typing import Any
 
-from msa_backend.config import MSAError
+from msa_backend import refusals
 
 from . import PatchError
 
@@ -39,11 +39,7 @@ def apply(backend_name: str, architectures: frozenset[str]) -> None:
         if selected is not None and selected.name == backend_name and self.model_config is not None:
             found = self.model_config.architectures
             if not architectures.intersection(found):
-                raise MSAError(
-                    f"--attention-backend {backend_name.lower()} was given, but {self.model_config.model} is "
-                    f"{' or '.join(found)}, which has no MSA layers; leave the flag out, or serve one of "
-                    f"{', '.join(sorted(architectures))}"
-                )
+                raise refusals.no_msa_layers(self.model_config.model, found, architectures)
         original(self)
 
     checked._msa_original = original  # type: ignore[attr-defined]

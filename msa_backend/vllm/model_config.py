@@ -6,11 +6,10 @@ know the form that ``transformers`` saves. So the file itself is read.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from msa_backend.config import MSAConfigError
-from msa_backend.model.config import M3Config, text_section
+from msa_backend.model.config import M3Config, overlay, text_section
 
 if TYPE_CHECKING:
     from vllm.config import ModelConfig, VllmConfig
@@ -28,7 +27,7 @@ def read_text_config(model_config: ModelConfig) -> dict[str, Any]:
     raw, _ = PreTrainedConfig.get_config_dict(
         model_config.hf_config_path or model_config.model, revision=model_config.revision
     )
-    return dict(text_section(_overlay(raw, overrides or {})))
+    return dict(text_section(overlay(raw, overrides or {})))
 
 
 def record(vllm_config: VllmConfig, text_config: dict[str, Any]) -> None:
@@ -41,11 +40,3 @@ def record(vllm_config: VllmConfig, text_config: dict[str, Any]) -> None:
 def recorded(vllm_config: VllmConfig) -> M3Config:
     """The config that ``record`` left."""
     return M3Config.from_text_config(vllm_config.additional_config[_KEY])
-
-
-def _overlay(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    merged = dict(base)
-    for key, value in changes.items():
-        nested = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
-        merged[key] = _overlay(merged[key], value) if nested else value
-    return merged

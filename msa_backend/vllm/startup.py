@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from vllm.logger import init_logger
 
-from msa_backend import __version__
+from msa_backend import __version__, refusals
 from msa_backend.config import MSAError
 from msa_backend.kernels.batch import BLOCK_SIZE
 from msa_backend.model.checkpoint import check_checkpoint
@@ -60,10 +60,7 @@ def prepare(vllm_config: VllmConfig) -> None:
 def _check_options(vllm_config: VllmConfig) -> None:
     cache = vllm_config.cache_config
     if cache.user_specified_block_size and cache.block_size != BLOCK_SIZE:
-        raise MSAError(
-            f"--block-size is {cache.block_size}, but MSA needs {BLOCK_SIZE}, one page a sparse block; "
-            f"leave it out or pass {BLOCK_SIZE}"
-        )
+        raise refusals.page_size("--block-size", cache.block_size)
     model_dtype = vllm_config.model_config.dtype
     allowed = {"auto": model_dtype, str(model_dtype).removeprefix("torch."): model_dtype}
     if cache.cache_dtype not in allowed:
@@ -93,12 +90,7 @@ def _check_options(vllm_config: VllmConfig) -> None:
 
 def _check_parallelism(vllm_config: VllmConfig, config: M3Config) -> None:
     parallel = vllm_config.parallel_config
-    ranks, kv_heads = parallel.tensor_parallel_size, config.msa.num_kv_heads
-    if config.msa.num_heads % ranks or (kv_heads % ranks and ranks % kv_heads):
-        raise MSAError(
-            f"--tensor-parallel-size is {ranks}, but {config.msa.num_heads} query and {kv_heads} KV heads "
-            f"split evenly only over divisors or multiples of {kv_heads}"
-        )
+    refusals.check_even_heads("--tensor-parallel-size", parallel.tensor_parallel_size, config.msa)
     for option in ("decode_context_parallel_size", "prefill_context_parallel_size"):
         if (size := getattr(parallel, option, 1)) > 1:
             raise MSAError(f"{option} is {size}, but MSA does not split one context over ranks yet; leave it at 1")

@@ -1,0 +1,31 @@
+"""The sentences in which both engines refuse the same thing. Free of every engine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from msa_backend.config import MSAConfig, MSAError
+from msa_backend.kernels.batch import BLOCK_SIZE
+from msa_backend.names import BACKEND_NAME
+
+
+def page_size(option: str, value: int) -> MSAError:
+    return MSAError(
+        f"{option} is {value}, but MSA needs {BLOCK_SIZE}, one page a sparse block; leave it out or pass {BLOCK_SIZE}"
+    )
+
+
+def check_even_heads(option: str, ranks: int, config: MSAConfig) -> None:
+    """Refuse a number of tensor-parallel ranks over which the heads do not split."""
+    if config.num_heads % ranks or (config.num_kv_heads % ranks and ranks % config.num_kv_heads):
+        raise MSAError(
+            f"{option} is {ranks}, but {config.num_heads} query and {config.num_kv_heads} KV heads "
+            f"split evenly only over divisors or multiples of {config.num_kv_heads}"
+        )
+
+
+def no_msa_layers(model: str, found: Iterable[str], architectures: Iterable[str]) -> MSAError:
+    return MSAError(
+        f"--attention-backend {BACKEND_NAME.lower()} was given, but {model} is {' or '.join(found)}, which has no MSA "
+        f"layers; leave the flag out, or serve one of {', '.join(sorted(architectures))}"
+    )

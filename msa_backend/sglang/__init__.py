@@ -1,0 +1,1 @@
+"""The SGLang adapter: registration, start-up checks, attention backend."""

@@ -1,0 +1,213 @@
+"""MSAAttnBackend: sparse layers by MSA's kernels, dense layers by a backend of SGLang's own."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from sglang.srt.layers.attention.attention_registry import ATTENTION_BACKENDS
+from sglang.srt.layers.attention.base_attn_backend import AttentionBackend, SharedReadEnds
+
+from msa_backend import refusals
+from msa_backend.config import MSAError
+from msa_backend.kernels import api as kernels
+from msa_backend.kernels.dispatch import choose
+from msa_backend.model.sglang.causal_lm import MiniMaxM3ForCausalLM
+from msa_backend.names import M3_ARCHITECTURES
+
+from .engine import get_default_attn_backend
+from .metadata import LastingBuffers, MSAMetadata, build
+from .pools import check_pool, pages_of
+from .registration import require_in_place
+
+if TYPE_CHECKING:
+    from sglang.srt.layers.radix_attention import RadixAttention
+    from sglang.srt.model_executor.forward_batch_info import ForwardBatch, ForwardMode
+    from sglang.srt.model_executor.model_runner import ModelRunner
+
+logger = logging.getLogger("sglang.msa_backend")
+
+
+def create(runner: ModelRunner) -> MSAAttnBackend:
+    """The backend called ``msa``, with the platform's best for the dense layers.
+
+    Raises:
+        MSAError: with the one sentence for the user.
+    """
+    require_in_place()
+    # SGLang's default on a CPU needs AMX and its own kernels; this one needs neither.
+    dense = (
+        "torch_native"
+        if runner.device == "cpu"
+        else get_default_attn_backend(runner.server_args, use_mla_backend=False, model_config=runner.model_config)
+    )
+    return MSAAttnBackend(runner, ATTENTION_BACKENDS[dense](runner))
+
+
+def wrap(
+    original: Callable[[ModelRunner, AttentionBackend], AttentionBackend],
+    runner: ModelRunner,
+    full_attn_backend: AttentionBackend,
+) -> AttentionBackend:
+    """In place of SGLang's own wrapping: another backend that was selected serves our model's dense layers."""
+    if isinstance(full_attn_backend, MSAAttnBackend):
+        return full_attn_backend
+    if isinstance(runner.model, MiniMaxM3ForCausalLM):
+        return MSAAttnBackend(runner, full_attn_backend)
+    return original(runner, full_attn_backend)
+
+
+class MSAAttnBackend(AttentionBackend):
+    """MiniMax Sparse Attention over pages of 128 tokens, one page a sparse block.
+
+    Args:
+        runner: SGLang's, whose model and caches are there already.
+        dense: the backend of the dense layers.
+
+    Raises:
+        MSAError: the model or the caches are not those that MSA serves.
+    """
+
+    def __init__(self, runner: ModelRunner, dense: AttentionBackend) -> None:
+        super().__init__()
+        _check_model(runner)
+        check_pool(runner.token_to_kv_pool, runner.page_size)
+        self.dense = dense
+        self.attn_backend_list = [dense]
+        self.config = runner.model.m3_config.msa
+        self.token_to_kv_pool = runner.token_to_kv_pool
+        self.req_to_token_pool = runner.req_to_token_pool
+        self.req_to_token = runner.req_to_token_pool.req_to_token
+        self.max_context_len = runner.model_config.context_len
+        self.lasting: LastingBuffers | None = None
+        self.forward_metadata: MSAMetadata | None = None
+        self.extend_dummy_seqs_capped_by_req_pool = dense.extend_dummy_seqs_capped_by_req_pool
+        self.choice = choose(torch.device(runner.device))
+        logger.info("%s Dense layers: %s.", self.choice.why, type(dense).__name__)
+
+    # SGLang prepares a step in one call when eager, and in two around the recorded part when it goes through a graph.
+
+    def init_forward_metadata(self, forward_batch: ForwardBatch) -> None:
+        self._prepare(forward_batch, in_capture=False)
+        self.dense.init_forward_metadata(forward_batch)
+
+    def init_forward_metadata_out_graph(self, forward_batch: ForwardBatch, in_capture: bool = False) -> None:
+        self._prepare(forward_batch, in_capture)
+        self.dense.init_forward_metadata_out_graph(forward_batch, in_capture)
+
+    def init_forward_metadata_in_graph(self, forward_batch: ForwardBatch) -> None:
+        self.dense.init_forward_metadata_in_graph(forward_batch)
+
+    def init_cuda_graph_state(self, max_bs: int, max_num_tokens: int) -> None:
+        if not self.choice.is_triton:
+            raise MSAError(
+                f"CUDA graphs are on, but MSA's kernels cannot be recorded here ({self.choice.why}); pass "
+                "--disable-cuda-graph"
+            )
+        self.lasting = LastingBuffers(max_bs, self.req_to_token)
+        self.dense.init_cuda_graph_state(max_bs, max_num_tokens)
+
+    def get_cuda_graph_seq_len_fill_value(self) -> int:
+        return self.dense.get_cuda_graph_seq_len_fill_value()
+
+    def shared_read_ends(self, fm: ForwardMode) -> SharedReadEnds:
+        return SharedReadEnds.max_of((super().shared_read_ends(fm), self.dense.shared_read_ends(fm)))
+
+    def support_triton(self) -> bool:
+        return self.dense.support_triton()
+
+    def _prepare(self, forward_batch: ForwardBatch, in_capture: bool) -> None:
+        self.forward_metadata = build(
+            forward_batch, self.req_to_token, self.max_context_len, self.lasting, in_capture=in_capture
+        )
+
+    def forward(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        layer: RadixAttention,
+        forward_batch: ForwardBatch,
+        save_kv_cache: bool = True,
+        *,
+        idx_q: torch.Tensor | None = None,
+        idx_k: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> torch.Tensor | tuple[None, torch.Tensor]:
+        """Attend from the new tokens of a dense layer, or of a sparse one, which brings index queries.
+
+        Args:
+            q: ``[num_tokens, num_heads * 128]``.
+            k, v: ``[num_tokens, num_kv_heads, 128]``.
+            idx_q: ``[num_tokens, num_kv_heads, 128]``.
+            idx_k: ``[num_tokens, 1, 128]``.
+
+        Returns:
+            ``[num_tokens, num_heads * 128]``, zero for padding; with None before it from a sparse layer, as SGLang's
+            contract has room there for the index branch's own output, which MiniMax-M3 has not.
+        """
+        if idx_q is None:
+            return self.dense.forward(q, k, v, layer, forward_batch, save_kv_cache, **kwargs)
+        output = q.new_empty(q.shape[0], layer.tp_q_head_num * layer.v_head_dim)
+        if forward_batch.forward_mode.is_idle():
+            return None, output.zero_()
+        self._attend(q, k, v, idx_q, idx_k, layer, forward_batch, save_kv_cache, output)
+        return None, output
+
+    def _attend(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        idx_q: torch.Tensor,
+        idx_k: torch.Tensor | None,
+        layer: RadixAttention,
+        forward_batch: ForwardBatch,
+        save_kv_cache: bool,
+        output: torch.Tensor,
+    ) -> None:
+        step = self.forward_metadata
+        assert step is not None, "attention before init_forward_metadata"
+        pages = pages_of(self.token_to_kv_pool, layer.layer_id)
+        k_scale, v_scale = layer.k_scale_float or 1.0, layer.v_scale_float or 1.0
+        new = slice(0, step.num_tokens)
+        if save_kv_cache and idx_k is not None:
+            slots = forward_batch.out_cache_loc[new].long()
+            kernels.write_cache(k[new], v[new], idx_k[new, 0], *pages, slots, k_scale=k_scale, v_scale=v_scale)
+        query, out = (x.view(-1, layer.tp_q_head_num, layer.head_dim) for x in (q, output))
+        for rows in step.rows:
+            block_ids = kernels.select_blocks(
+                idx_q[rows.tokens],
+                pages.index_k,
+                rows.batch,
+                topk=self.config.topk,
+                init_blocks=self.config.init_blocks,
+                local_blocks=self.config.local_blocks,
+            )
+            kernels.sparse_attention(
+                query[rows.tokens],
+                pages.k,
+                pages.v,
+                block_ids,
+                rows.batch,
+                scale=layer.scaling,
+                k_scale=k_scale,
+                v_scale=v_scale,
+                out=out[rows.tokens],
+            )
+        output[step.num_tokens :].zero_()
+
+
+def _check_model(runner: ModelRunner) -> None:
+    if isinstance(runner.model, MiniMaxM3ForCausalLM):
+        return
+    found = runner.model_config.hf_config.architectures
+    if not set(M3_ARCHITECTURES).intersection(found):
+        raise refusals.no_msa_layers(runner.model_config.model_path, found, M3_ARCHITECTURES)
+    raise MSAError(
+        f"SGLang took {type(runner.model).__module__}.{type(runner.model).__name__} for this model and not msa-backend's "
+        "class; look in its log for an import error of msa_backend.model.sglang, or set MSA_DISABLE=1 to serve without "
+        "msa-backend"
+    )
