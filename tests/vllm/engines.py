@@ -3,30 +3,14 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
-PromptIds = list[int]
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What an engine said to one prompt.
-
-    Attributes:
-        tokens: the greedy continuation.
-        logprobs: the log-probability of each of them.
-        prompt_logprobs: of each prompt token but the first; empty unless asked for.
-        cached: prompt tokens that were taken from the prefix cache.
-    """
-
-    tokens: list[int]
-    logprobs: list[float]
-    prompt_logprobs: list[float]
-    cached: int
+from ..compare import Answer, PromptIds
+from ..server import Server, running
 
 
 @contextmanager
@@ -84,3 +68,9 @@ def _answer(output: Any) -> Answer:
 def metric(llm: Any, name: str) -> float:
     """The sum of a counter of the engine's."""
     return sum(entry.value for entry in llm.get_metrics() if entry.name == name)
+
+
+def started(model: Path, flags: Sequence[str]) -> AbstractContextManager[Server]:
+    """``vllm serve``."""
+    command = [Path(sys.executable).parent / "vllm", "serve", model]
+    return running(command, flags, {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_SERVER_DEV_MODE": "1"})

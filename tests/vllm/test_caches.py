@@ -6,19 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from ..oracle import random_prompt
-from .compare import assert_same
-from .engines import Answer, ask, engine, metric
+from ..compare import Answer, assert_same
+from ..prompts import BLOCKS, BRANCH, FIRST, LONGER, MANY, MANY_TOKENS
+from .engines import ask, engine, metric
 
 NEW_TOKENS = 12
-FIRST = random_prompt(1300, seed=3)
-# Shares 900 tokens: seven whole blocks and a piece of the eighth, which must be computed anew.
-BRANCH = FIRST[:900] + random_prompt(400, seed=4)
-LONGER = FIRST + random_prompt(333, seed=5)
-# A whole number of blocks: the last is recomputed all the same, for there must be a token to compute.
-BLOCKS = random_prompt(1024, seed=6)
-MANY = [random_prompt(600 + 37 * i, seed=7) for i in range(8)]
-MANY_TOKENS = 150
 
 
 @pytest.fixture(scope="module")

@@ -14,21 +14,9 @@ import pytest
 import torch
 
 from .. import oracle
-from .compare import assert_same, assert_true
-from .engines import Answer, ask, engine
-
-# By length, the seed of the prompt. Reading a long prompt takes ten thousands of decisions, which blocks and which
-# experts to take, and where two candidates are closer than fp32 rounding two correct implementations may part. Of
-# each length this is a seed with a wide berth: `oracle.close_calls` finds no two candidates closer than 3e-6, relative,
-# where rounding is a few 1e-7. If a comparison fails at one place alone, look there first.
-SEEDS = {1: 1, 2: 1, 17: 1, 64: 1, 127: 1, 128: 1, 129: 1, 255: 1, 256: 1, 257: 1, 500: 1, 511: 1, 512: 2, 513: 1}
-SEEDS |= {640: 1, 800: 2, 1023: 4, 1300: 1, 2048: 7, 2049: 3, 3333: 5, 6000: 22}
-LENGTHS = list(SEEDS)
-PROMPTS = [oracle.random_prompt(length, seed) for length, seed in SEEDS.items()]
-NEW_TOKENS = 16
-# Long enough that blocks the answer itself has filled are chosen from, or left out, like those of the prompt.
-LONG_ANSWERS = [oracle.random_prompt(length, seed=1) for length in (300, 640, 1300)]
-LONG = 400
+from ..compare import Answer, assert_same, assert_true
+from ..prompts import LENGTHS, LONG, LONG_ANSWERS, NEW_TOKENS, PROMPTS
+from .engines import ask, engine
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +34,7 @@ def whole(plain: dict[str, list[Answer]]) -> list[Answer]:
     return plain["whole"]
 
 
-@pytest.mark.parametrize("at", range(len(PROMPTS)), ids=[f"{length} tokens" for length in SEEDS])
+@pytest.mark.parametrize("at", range(len(PROMPTS)), ids=[f"{length} tokens" for length in LENGTHS])
 def test_whole(whole: list[Answer], truth: Any, at: int):
     assert len(whole[at].prompt_logprobs) == LENGTHS[at] - 1
     assert_true(whole[at], PROMPTS[at], truth)

@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 
+from ..compare import Answer, PromptIds, assert_same, assert_true
 from ..oracle import random_prompt
-from .compare import assert_same, assert_true
-from .engines import Answer, PromptIds
-from .server import Server, started
+from ..server import Server
+from .engines import started
 
 MODEL = "m3"
 

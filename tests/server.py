@@ -1,4 +1,4 @@
-"""A ``vllm serve`` process for tests, and HTTP requests to it with the standard library."""
+"""An engine's server process for tests, and HTTP requests to it with the standard library."""
 
 from __future__ import annotations
 
@@ -9,11 +9,10 @@ import re
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,8 +64,13 @@ class Server:
 
 
 @contextlib.contextmanager
-def started(model: Path, flags: Sequence[str]) -> Iterator[Server]:
-    """``vllm serve`` until it is healthy; stopped, with its children, at the end.
+def running(command: Sequence[str | Path], flags: Sequence[str], environment: Mapping[str, str]) -> Iterator[Server]:
+    """A server until it is healthy; stopped, with its children, at the end.
+
+    Args:
+        command: what starts it.
+        flags: what follows host and port.
+        environment: variables beside those of this process.
 
     Raises:
         RuntimeError: it ended, or was not healthy in time; the message is what it printed.
@@ -74,11 +78,13 @@ def started(model: Path, flags: Sequence[str]) -> Iterator[Server]:
     with socket.socket() as probe:
         probe.bind((HOST, 0))
         port = probe.getsockname()[1]
-    command = [Path(sys.executable).parent / "vllm", "serve", model, "--host", HOST, "--port", str(port), *flags]
-    environment = os.environ | {"VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1", "VLLM_SERVER_DEV_MODE": "1"}
     with tempfile.TemporaryFile("w+") as log:
         process = subprocess.Popen(
-            command, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+            [*command, "--host", HOST, "--port", str(port), *flags],
+            env={**os.environ, "HF_HUB_OFFLINE": "1", **environment},
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
         )
         try:
             server = Server(f"http://{HOST}:{port}")

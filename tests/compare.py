@@ -1,13 +1,32 @@
-"""Compare answers with the truth and with each other."""
+"""What an engine answers, compared with the truth and with another answer."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from ..oracle import LOGPROB_TOLERANCE, logprobs
-from .engines import Answer, PromptIds
+from .oracle import LOGPROB_TOLERANCE, logprobs
+
+PromptIds = list[int]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What an engine said to one prompt.
+
+    Attributes:
+        tokens: the greedy continuation.
+        logprobs: the log-probability of each of them.
+        prompt_logprobs: of each prompt token but the first; empty unless asked for.
+        cached: prompt tokens that were taken from the prefix cache.
+    """
+
+    tokens: list[int]
+    logprobs: list[float]
+    prompt_logprobs: list[float]
+    cached: int
 
 
 def assert_true(answer: Answer, prompt: PromptIds, truth: Any) -> None:
