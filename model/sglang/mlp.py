@@ -10,10 +10,12 @@ from sglang.srt.layers.linear import MergedColumnParallelLinear, ReplicatedLinea
 from sglang.srt.layers.moe.ep_moe.layer import get_moe_impl_class
 from sglang.srt.layers.moe.topk import TopK
 from sglang.srt.runtime_context import get_parallel
+from sglang.srt.utils import is_cpu
 from torch import nn
 
 from ..config import M3Config
-from ..experts import choose_experts, run_experts, swiglu_oai
+from ..experts import swiglu_oai
+from .cpu_experts import CpuExperts
 
 if TYPE_CHECKING:
     from sglang.srt.layers.quantization.base_config import QuantizationConfig
@@ -56,7 +58,6 @@ class M3MoE(nn.Module):
 
     def __init__(self, config: M3Config, layer: int, quant_config: QuantizationConfig | None, prefix: str) -> None:
         super().__init__()
-        self.config = config
         # The router decides in fp32 whatever the model's dtype: near ties would otherwise fall by rounding.
         self.gate = ReplicatedLinear(
             config.hidden_size,
@@ -80,6 +81,10 @@ class M3MoE(nn.Module):
             if config.shared_intermediate_size
             else None
         )
+        self.on_cpu = is_cpu()
+        if self.on_cpu:
+            self.experts = CpuExperts(config)
+            return
         self.experts = get_moe_impl_class(quant_config)(
             num_experts=config.num_experts,
             top_k=config.num_experts_per_tok,
@@ -108,26 +113,10 @@ class M3MoE(nn.Module):
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         router_logits, _ = self.gate(hidden_states.float())
-        if hidden_states.is_cpu:
-            output = self._routed_on_cpu(hidden_states, router_logits)
+        if self.on_cpu:
+            output = self.experts(hidden_states, router_logits, self.e_score_correction_bias)
         else:
             output = self.experts(hidden_states, self.topk(hidden_states, router_logits))
         if self.shared_experts is not None:
             output = output + self.shared_experts(hidden_states)
         return tensor_model_parallel_all_reduce(output) if get_parallel().tp_size > 1 else output
-
-    def _routed_on_cpu(self, hidden_states: torch.Tensor, router_logits: torch.Tensor) -> torch.Tensor:
-        """Without SGLang's CPU kernels its layer takes gate and up for interleaved, and compiles C++ at the first step."""
-        config = self.config
-        weights, experts = choose_experts(
-            router_logits, self.e_score_correction_bias, config.num_experts_per_tok, config.routed_scaling_factor
-        )
-        return run_experts(
-            hidden_states,
-            weights,
-            experts,
-            self.experts.w13_weight,
-            self.experts.w2_weight,
-            config.swiglu_alpha,
-            config.swiglu_limit,
-        )

@@ -75,7 +75,6 @@ class MSAAttnBackend(AttentionBackend):
         _check_model(runner)
         check_pool(runner.token_to_kv_pool, runner.page_size)
         self.dense = dense
-        self.attn_backend_list = [dense]
         self.config = runner.model.m3_config.msa
         self.token_to_kv_pool = runner.token_to_kv_pool
         self.req_to_token_pool = runner.req_to_token_pool
@@ -207,7 +206,7 @@ def _check_model(runner: ModelRunner) -> None:
     if not set(M3_ARCHITECTURES).intersection(found):
         raise refusals.no_msa_layers(runner.model_config.model_path, found, M3_ARCHITECTURES)
     raise MSAError(
-        f"SGLang took {type(runner.model).__module__}.{type(runner.model).__name__} for this model and not msa-backend's "
-        "class; look in its log for an import error of msa_backend.model.sglang, or set MSA_DISABLE=1 to serve without "
-        "msa-backend"
+        f"SGLang took {type(runner.model).__module__}.{type(runner.model).__name__} for this model and not the class of "
+        "msa-backend; look in its log for an import error of msa_backend.model.sglang, or set MSA_DISABLE=1 to serve "
+        "without msa-backend"
     )

@@ -74,8 +74,8 @@ def require_in_place() -> None:
     if SGLANG_BACKEND_NAME not in ATTENTION_BACKENDS or status != "applied":
         raise MSAError(
             f"SGLang did not take msa-backend's plugin in this process (the patch {sglang_attn_backend_wrapper.NAME} "
-            f"is {status}) and would serve its in-tree attention; look for msa in its log and in SGLANG_PLUGINS, or set "
-            "MSA_DISABLE=1 to serve without msa-backend"
+            f"is {status}) and would serve its in-tree attention; look for msa in its log and in SGLANG_PLUGINS, or "
+            "set MSA_DISABLE=1 to serve without msa-backend"
         )
 
 

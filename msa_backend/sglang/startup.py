@@ -1,4 +1,4 @@
-"""What happens when SGLang starts on a MiniMax-M3 model: everything MSA cannot serve is refused here, in one sentence."""
+"""What happens when SGLang starts on a MiniMax-M3 model: what MSA cannot serve is refused here, in one sentence."""
 
 from __future__ import annotations
 
@@ -148,6 +148,11 @@ def _check_options(server_args: Any, options: Any) -> None:
         raise MSAError(
             f"--speculative-algorithm is {options.speculative_algorithm}, but msa-backend does not serve drafts on "
             "SGLang yet; leave it out, or set MSA_DISABLE=1 for SGLang's own class"
+        )
+    if options.device == "cpu" and os.environ.get("SGLANG_USE_CPU_ENGINE") != "1":
+        raise MSAError(
+            "--device is cpu, but SGLang builds its CPU layers only with SGLANG_USE_CPU_ENGINE=1 in the environment; "
+            "set it"
         )
     if options.device == "cpu" and options.quantization is not None:
         raise MSAError(
