@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -81,3 +82,28 @@ def truth(tiny: Path) -> Any:
     from . import oracle
 
     return oracle.load(tiny)
+
+
+@pytest.fixture
+def edited(tiny: Path, tmp_path: Path) -> Callable[..., Path]:
+    """The tiny checkpoint with changes to the text section of its config.json."""
+
+    def edit(change: Callable[[dict[str, Any]], None]) -> Path:
+        shutil.copytree(tiny, tmp_path, dirs_exist_ok=True)
+        config = json.loads((tmp_path / "config.json").read_text())
+        change(config["text_config"])
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        return tmp_path
+
+    return edit
+
+
+@pytest.fixture(scope="session")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that has no MSA layers."""
+    folder = tmp_path_factory.mktemp("llama")
+    sizes = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1, "vocab_size": 64}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "max_position_embeddings": 4096}
+    config = {"architectures": ["LlamaForCausalLM"], "model_type": "llama"} | sizes | heads
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
