@@ -224,7 +224,9 @@ def test_pages_are_the_pool_itself():
 
 
 def test_another_cache():
-    with pytest.raises(MSAError, match="the KV cache is a object, but MSA keeps its index keys in .*MiniMaxSparseKVPool"):
+    with pytest.raises(
+        MSAError, match="the KV cache is a object, but MSA keeps its index keys in .*MiniMaxSparseKVPool"
+    ):
         check_pool(object(), BLOCK_SIZE)
 
 
