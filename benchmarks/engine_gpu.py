@@ -27,7 +27,7 @@ SPEED_LENGTHS = (4_096, 32_768, 131_072, 500_000)
 SUFFIX = 171  # new tokens after a prefix hit: what one turn of an agent adds
 REPEATS = 3
 NEW_TOKENS = 16
-DECODE_TOKENS = 129
+DECODE_TOKENS = 513
 MAX_MODEL_LEN = 524_288
 
 

@@ -90,7 +90,7 @@ def _text(draw: Draw, shape: TinyShape) -> None:
     # The words are listed by the alphabet; a stride coprime to their number visits all of them out of that order.
     for number in range(len(words)):
         successor = words[(number + SUCCESSOR_STRIDE) % len(words)]
-        head[successor] += embedding[words[number]] * SUCCESSOR
+        head[successor] += embedding[words[number]] * (SUCCESSOR * TinyShape.hidden / shape.hidden)
     head[words.stop :] = 0.0
 
 

@@ -71,6 +71,14 @@ def test_fp8_index_keys(ops: Implementation, cache_dtype: torch.dtype):
 
 
 @every_implementation
+@pytest.mark.parametrize("rows", [[Row.of(40, 900), Row.of(1, 1200)], [Row.of(3, 900), Row.of(1, 1200)]], ids=str)
+def test_fp8_products(ops: Implementation, rows: list[Row]):
+    """Queries and keys both in fp8."""
+    case = make_case(rows, dtype=HALF, cache_dtype=torch.float8_e4m3fn)
+    check(ops, replace(case, index_q=case.index_q.to(torch.float8_e4m3fn)), topk=4)
+
+
+@every_implementation
 def test_strided_index_keys(ops: Implementation):
     case = make_case([Row.of(40, 900), Row.of(1, 1200)])
     wide = torch.full((*case.index_k_pages.shape[:2], 3 * case.index_k_pages.shape[2]), torch.nan)
@@ -88,10 +96,11 @@ def test_strided_index_queries(ops: Implementation):
 
 
 @every_implementation
-def test_a_query_sees_its_own_token_and_none_after(ops: Implementation):
+@pytest.mark.parametrize("query_len", [90, 5])
+def test_a_query_sees_its_own_token_and_none_after(ops: Implementation, query_len: int):
     """With no block forced and each key better than the last, but the first of a block worst: its query takes the
     block before, and every other query its own."""
-    case = make_case([Row.of(90, 700), Row.of(2, 511)], num_kv_heads=1, dtype=torch.float16)
+    case = make_case([Row.of(query_len, 765), Row.of(2, 511)], num_kv_heads=1, dtype=torch.float16)
     case.index_q.zero_()[..., 0] = 1.0
     for row in reference.rows(case.batch):
         score = (row.key_positions + 1000.0).where(row.key_positions % BLOCK_SIZE > 0, 0.0)

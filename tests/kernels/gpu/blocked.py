@@ -41,12 +41,12 @@ def block_scores(case: Case, tokens: Tensor) -> Tensor:
     scores = scores.double()
     for i in row.unique().tolist():
         (of_row,) = torch.where(row == i)
-        q = case.index_q[tokens[of_row]].double().transpose(0, 1)
+        q = taken(case.index_q, tokens[of_row]).double().transpose(0, 1)
         num_blocks = -(-int(case.batch.seq_lens[i]) // BLOCK_SIZE)
         for start in range(0, num_blocks, PAGES_AT_A_TIME):
             stop = min(start + PAGES_AT_A_TIME, num_blocks)
             pages = case.batch.block_table[i, start:stop].long()
-            k = bytewise(case.index_k_pages)[pages].view(case.index_k_pages.dtype).double().flatten(0, 1)
+            k = taken(case.index_k_pages, pages).double().flatten(0, 1)
             key_position = torch.arange(start * BLOCK_SIZE, stop * BLOCK_SIZE, device=tokens.device)
             hidden = key_position > position[of_row, None]
             # Summed element by element: a matmul with NaN in its columns may do as it likes with the rest.
@@ -78,7 +78,7 @@ def attention(
         seen = seen.flatten(1)
 
         def gathered(pages: Tensor, page: Tensor = page, seen: Tensor = seen, head: int = head) -> Tensor:
-            blocks = bytewise(pages)[page, head].view(pages.dtype).double().flatten(1, 2)
+            blocks = taken(pages[:, head], page).double().flatten(1, 2)
             return blocks.masked_fill(~seen[..., None], 0)
 
         k, v = gathered(case.k_pages) * k_scale, gathered(case.v_pages) * v_scale
@@ -91,6 +91,6 @@ def attention(
     return torch.cat(outs, 1), torch.cat(sums, 1)
 
 
-def bytewise(x: Tensor) -> Tensor:
-    """fp8 has no indexing: move its bytes."""
-    return x.view(torch.uint8) if x.element_size() == 1 else x
+def taken(x: Tensor, index: Tensor) -> Tensor:
+    """``x[index]``; fp8 has no indexing, so its bytes are."""
+    return x.view(torch.uint8)[index].view(x.dtype) if x.element_size() == 1 else x[index]

@@ -38,6 +38,7 @@ def step(
     dim: int = 128,
     topk: int = 16,
     cache_dtype: torch.dtype = BF16,
+    index_q_dtype: torch.dtype | None = None,
     max_pages: int | None = None,
     num_pages: int | None = None,
 ) -> None:
@@ -51,7 +52,8 @@ def step(
     q, index_q = gpu.norm_rope_write(
         torch.randn(num_tokens, (heads + 3 * kv_heads + 1) * dim, dtype=BF16), slots,
         torch.randn(131_072, rotary_dim, dtype=BF16), *torch.randn(4, dim, dtype=BF16),
-        k_pages, v_pages, index_k_pages, slots, num_heads=heads, eps=1e-6, **scales,
+        k_pages, v_pages, index_k_pages, slots, num_heads=heads, eps=1e-6,
+        index_q_dtype=index_q_dtype, **scales,
     )  # fmt: skip
     block_ids = gpu.select_blocks(index_q, index_k_pages, rows, topk=topk)
     gpu.sparse_attention(q, k_pages, v_pages, block_ids, rows, scale=dim**-0.5, **scales)
@@ -101,9 +103,15 @@ def everything() -> None:
                 step(num_seqs, query_len, seq_len, cache_dtype=cache_dtype, **heads)
 
 
+def fp8_products() -> None:
+    """Index queries in fp8 as well as the keys."""
+    for num_seqs, query_len, seq_len in ((1, 8192, 131072), (8, 1, 131072), (8, 8, 50000)):
+        step(num_seqs, query_len, seq_len, cache_dtype=E4M3, index_q_dtype=E4M3)
+
+
 def corners() -> None:
     """The largest and smallest that the operations take."""
-    for extreme in ({"dim": 256, "topk": 32}, {"dim": 16, "topk": 1, "kv_heads": 3, "heads": 9}):
+    for extreme in ({"topk": 32}, {"dim": 16, "topk": 1, "kv_heads": 3, "heads": 9}):
         for num_seqs, query_len, seq_len in ((1, 512, 9000), (8, 1, 5000), (2, 16, 5000)):
             step(num_seqs, query_len, seq_len, **extreme)
 
@@ -115,3 +123,5 @@ def small() -> None:
             write(100, cache_dtype=cache_dtype)
             for num_seqs, query_len, seq_len in ((2, 300, 3500), (3, 1, 5000), (2, 5, 4000), (1, 20, 90_000)):
                 step(num_seqs, query_len, seq_len, cache_dtype=cache_dtype, **heads)
+                if cache_dtype == E4M3:
+                    step(num_seqs, query_len, seq_len, cache_dtype=E4M3, index_q_dtype=E4M3, **heads)

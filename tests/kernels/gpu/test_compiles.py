@@ -20,6 +20,8 @@ PREFILL = {"_score_kernel", "_near_kernel", "_attend_kernel"}
 def compiled(request: pytest.FixtureRequest) -> list[Compiled]:
     with compile_only(request.param) as launched:
         launches.everything()
+        if request.param > 80:  # which knows no fp8
+            launches.fp8_products()
     assert not launched.failed, "\n\n".join(launched.failed)
     return launched.compiled
 
@@ -42,9 +44,9 @@ def test_large_products_use_the_widest_instructions(compiled: list[Compiled]):
         assert not narrow, "\n".join(line(c) for c in narrow)
 
 
-@pytest.mark.parametrize("arch", sorted(GPUS))
+@pytest.mark.parametrize("arch", [89, 90])
 def test_extremes_compile_and_fit(arch: int):
-    """The largest and smallest that the operations take; slow if need be."""
+    """The largest and smallest that the operations take; slow if need be. SM89 has the least shared memory."""
     with compile_only(arch) as launched:
         launches.corners()
     assert not launched.failed, "\n\n".join(launched.failed)

@@ -14,8 +14,9 @@ from msa_backend.kernels.gpu import arch, decode
 
 from ..batches import LAYOUTS, Case, Row, make_case
 from ..compare import assert_selection
+from ..implementations import ON_CUDA as GPU
 
-GPU = torch.cuda.is_available()
+pytestmark = pytest.mark.gpu
 DEVICE = "cuda" if GPU else "cpu"
 DTYPES = [torch.float16, torch.bfloat16, torch.float32] if GPU else [torch.float16, torch.float32]
 MIXED = [Row.of(4, 900), Row.of(1, 2300), Row(1, 0, 0), Row.of(3), Row.of(0, 300), Row(1, -1, 0), Row.of(7, 1020)]

@@ -12,8 +12,9 @@ import torch
 from msa_backend.kernels import api
 
 from ..batches import Row, make_case
+from ..implementations import ON_CUDA
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not ON_CUDA, reason="needs a CUDA device")]
 
 HEADS, KV_HEADS, DIM, TOPK = 16, 1, 128, 16
 STEPS = [
