@@ -45,8 +45,8 @@ VERIFY = {
     ],
 }
 """For rows of several tokens, by whether the compute capability is 9 or more, and by the longest context in units of
-top-k blocks. In short ones the tokens choose mostly
-the same blocks: large tiles read each fewer times. In long ones small tiles compute less in vain."""
+top-k blocks. In short ones the tokens choose mostly the same blocks: large tiles read each fewer times. In long ones
+small tiles compute less in vain."""
 
 
 def sparse_attention(
