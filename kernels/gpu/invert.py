@@ -107,11 +107,11 @@ def invert(
         num_lists,
         triton.cdiv(num_tokens, lists_of_a_page),
         near_blocks,
+        search_steps(batch.num_seqs),
         TOPK=topk,
         SLOTS=triton.next_power_of_2(topk),
         TOKENS=COUNT_TOKENS,
         BLOCK=BLOCK_SIZE,
-        STEPS=search_steps(batch.num_seqs),
     )
     _allocate_kernel[(triton.cdiv(num_lists, ALLOCATE_TILE), 2)](
         counts,
@@ -151,16 +151,16 @@ def _count_kernel(
     num_lists,
     list_tokens,
     near_blocks,
+    search_steps,
     TOPK: tl.constexpr,
     SLOTS: tl.constexpr,
     TOKENS: tl.constexpr,
     BLOCK: tl.constexpr,
-    STEPS: tl.constexpr,
 ):
     head = tl.program_id(1)
     num_heads = tl.num_programs(1)
     token = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
-    row, position, _ = locate(token, cu_seqlens_q, context_lens, seq_lens, num_seqs, STEPS)
+    row, position, _ = locate(token, cu_seqlens_q, context_lens, seq_lens, num_seqs, search_steps)
     slot = tl.arange(0, SLOTS)
     there = (token < num_tokens)[:, None] & (slot < TOPK)[None, :]
     ids = tl.load(
