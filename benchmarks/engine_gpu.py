@@ -182,7 +182,7 @@ def distances(some: list[float], others: list[float]) -> dict[str, dict[str, flo
     gaps = [a - b for a, b in zip(some, others, strict=True)]
     parts = {"all blocks taken": gaps[:DENSE_TOKENS], "blocks selected": gaps[DENSE_TOKENS:]}
     result = {}
-    for name, part in parts.items():
+    for name, part in ((name, part) for name, part in parts.items() if part):
         sizes = sorted(map(abs, part))
         at = {f"p{share}": sizes[len(sizes) * share // 100] for share in (50, 90, 99)}
         result[name] = {"mean": statistics.fmean(part), "mean size": statistics.fmean(sizes), **at, "max": sizes[-1]}
