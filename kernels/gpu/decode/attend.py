@@ -18,6 +18,7 @@ from .. import arch, pdl, tma
 from ..fp8 import loadable, widen
 from ..pdl import let_next_start, wait_for_previous
 from ..rows import STEP_ARGUMENTS, live_page
+from ..sizes import ceil_div, next_power_of_2
 
 MAX_SPLITS = 32
 """Programs among which the blocks of a tile are shared out at most, and partial results that are merged."""
@@ -74,16 +75,16 @@ def sparse_attention(
     num_kv_heads = k_pages.shape[1]
     topk = block_ids.shape[2]
     group = num_heads // num_kv_heads
-    group_padded = triton.next_power_of_2(group)
+    group_padded = next_power_of_2(group)
     hopper = arch.capability(device) >= (9, 0)
-    max_blocks = max(1, min(triton.cdiv(batch.max_seq_len, BLOCK_SIZE), batch.block_table.shape[1]))
+    max_blocks = max(1, min(ceil_div(batch.max_seq_len, BLOCK_SIZE), batch.block_table.shape[1]))
     config = DECODE
     if batch.max_query_len > 1:
         config = next(config for limit, config in VERIFY[hopper] if max_blocks <= limit * topk)
     # What fits for 128 channels of 16 bits.
     heavier = max(1, dim * max(q.element_size(), k_pages.element_size()) // 256)
     config = config._replace(rows=max(16, config.rows // heavier), keys=max(16, config.keys // heavier))
-    tokens = triton.next_power_of_2(max(1, batch.max_query_len))
+    tokens = next_power_of_2(max(1, batch.max_query_len))
     tile_tokens = min(tokens, max(1, config.rows // group_padded))
     tiles = tokens // tile_tokens
     stacked = max(16, tile_tokens * group_padded)
@@ -92,7 +93,7 @@ def sparse_attention(
     splits = config.programs * arch.num_sms(device) // tasks
     splits = max(1, min(splits, tile_tokens * topk, max_blocks, MAX_SPLITS))
     # Two blocks at most are not seen whole by all the tokens.
-    share = triton.cdiv(tile_tokens * topk + (2 if tile_tokens > 1 else 0), splits)
+    share = ceil_div(tile_tokens * topk + (2 if tile_tokens > 1 else 0), splits)
     unions = block_ids  # one token's blocks are listed already
     if tile_tokens > 1:
         unions = torch.empty(tasks * splits, 2, share, dtype=torch.int32, device=device)
@@ -142,7 +143,7 @@ def sparse_attention(
         TILE_TOKENS=tile_tokens,
         STACKED=stacked,
         TOPK=topk,
-        TOPK_PADDED=triton.next_power_of_2(topk),
+        TOPK_PADDED=next_power_of_2(topk),
         SPLIT=splits > 1,
         DIM=dim,
         BLOCK=BLOCK_SIZE,
