@@ -403,8 +403,8 @@ def main() -> None:
     if arguments.json:
         command = f"python benchmarks/fp8_rescore.py --tokens {arguments.tokens} --seed {arguments.seed}"
         kept = {"command": command, "torch": torch.__version__, "cpu_seconds": round(seconds)}
-        lines = ",\n".join(json.dumps(row) for row in rows)  # a line a row
-        arguments.json.write_text(f'{json.dumps(kept)[:-1]}, "rows": [\n{lines}\n]}}\n')
+        text = ",\n".join(json.dumps(row) for row in rows)  # a line a row
+        arguments.json.write_text(f'{json.dumps(kept)[:-1]}, "rows": [\n{text}\n]}}\n')
 
 
 def scaled(times: dict[str, float], factor: float) -> dict[str, float]:
