@@ -34,6 +34,8 @@ LIST_TOKENS = 256
 """Where few pages are chosen by many tokens, each page gets several lists of about this length: tokens that draw their
 tickets from one counter wait for each other."""
 MAX_LISTS_OF_A_PAGE = 16
+MAX_LISTS = 1 << 21
+"""All counters are cleared and looked through in every step, so a cache of very many pages gets one list for each."""
 
 
 class Inverse(NamedTuple):
@@ -76,7 +78,8 @@ def invert(
     device = block_ids.device
     selections = num_heads * num_tokens * topk
     num_blocks = batch.num_seqs * ceil_div(batch.max_seq_len, BLOCK_SIZE)
-    lists_of_a_page = min(MAX_LISTS_OF_A_PAGE, max(1, num_tokens * topk // (num_blocks * LIST_TOKENS)))
+    wanted = min(MAX_LISTS_OF_A_PAGE, num_tokens * topk // (num_blocks * LIST_TOKENS))
+    lists_of_a_page = max(1, min(wanted, MAX_LISTS // (num_heads * num_pages)))
     num_lists = lists_of_a_page * num_heads * num_pages
     max_used_lists = min(lists_of_a_page * num_heads * min(num_pages, num_blocks), selections)
 
