@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..batch import Batch
-from . import arch, decode, prefill
+from . import arch, decode, fp8, prefill
 from .norm_rope_write import norm_rope_write
 from .write import write_cache
 
@@ -25,6 +25,10 @@ def select_blocks(
 ) -> Tensor:
     """See :func:`msa_backend.kernels.api.select_blocks`; ``index_dim`` a power of two from 16 to 128."""
     _check_dim("index_dim", index_q.shape[2])
+    if index_q.dtype == torch.float8_e4m3fn and arch.capability(index_q.device) < fp8.E4M3_CAPABILITY:
+        index_q = index_q.to(torch.bfloat16)  # no fp8 products there, and every e4m3 number is a bf16 one
+    if index_q.shape[0] == 0:
+        return torch.empty(index_q.shape[1], 0, topk, dtype=torch.int32, device=index_q.device)
     return _kernels(batch).select_blocks(
         index_q, index_k_pages, batch, topk=topk, init_blocks=init_blocks, local_blocks=local_blocks
     )
@@ -45,6 +49,8 @@ def sparse_attention(
     """See :func:`msa_backend.kernels.api.sparse_attention`; ``head_dim`` a power of two from 16 to 128."""
     _check_dim("head_dim", q.shape[2])
     out = torch.empty_like(q) if out is None else out
+    if q.shape[0] == 0:
+        return out
     _kernels(batch).sparse_attention(
         q, k_pages, v_pages, block_ids, batch, scale=scale, k_scale=k_scale, v_scale=v_scale, out=out
     )

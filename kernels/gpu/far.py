@@ -18,6 +18,7 @@ from . import arch, tma
 from .fp8 import loadable, widen
 from .invert import _ELSEWHERE, _TOKEN_BITS, _TOKEN_MASK, invert
 from .rows import STEP_ARGUMENTS
+from .sizes import next_power_of_2
 
 TILE_ROWS = 64
 """Rows of a tile: tokens times query heads of the group. With 64 and four warps two programs fit on an SM, and one
@@ -52,7 +53,7 @@ def attend_far(
     num_tokens, num_heads, dim = q.shape
     num_pages, num_kv_heads, _, _ = k_pages.shape
     group = num_heads // num_kv_heads
-    padded_group = triton.next_power_of_2(group)
+    padded_group = next_power_of_2(group)
     topk = block_ids.shape[2]
     tile_tokens = max(1, TILE_ROWS // padded_group)
     fair_share = block_ids.numel() // (ITEMS_PER_SM * arch.num_sms(q.device))
@@ -119,7 +120,7 @@ def attend_far(
         PADDED_GROUP=padded_group,
         DIM=dim,
         TOPK=topk,
-        SLOTS=triton.next_power_of_2(max(topk, COMBINE_TOGETHER)),
+        SLOTS=next_power_of_2(max(topk, COMBINE_TOGETHER)),
         TOGETHER=COMBINE_TOGETHER,
         num_warps=4,
     )

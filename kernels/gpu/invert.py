@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ..batch import BLOCK_SIZE, Batch
 from .rows import STEP_ARGUMENTS, locate, search_steps
+from .sizes import ceil_div, next_power_of_2
 
 TOKEN_BITS = 24
 """Bits of a packed entry that hold the token; 7 above them hold how much of the block it sees."""
@@ -33,6 +34,8 @@ LIST_TOKENS = 256
 """Where few pages are chosen by many tokens, each page gets several lists of about this length: tokens that draw their
 tickets from one counter wait for each other."""
 MAX_LISTS_OF_A_PAGE = 16
+MAX_LISTS = 1 << 21
+"""All counters are cleared and looked through in every step, so a cache of very many pages gets one list for each."""
 
 
 class Inverse(NamedTuple):
@@ -74,8 +77,9 @@ def invert(
         raise ValueError(f"{num_tokens} query tokens in one step, but at most {(1 << TOKEN_BITS) - 1}; use chunks")
     device = block_ids.device
     selections = num_heads * num_tokens * topk
-    num_blocks = batch.num_seqs * triton.cdiv(batch.max_seq_len, BLOCK_SIZE)
-    lists_of_a_page = min(MAX_LISTS_OF_A_PAGE, max(1, num_tokens * topk // (num_blocks * LIST_TOKENS)))
+    num_blocks = batch.num_seqs * ceil_div(batch.max_seq_len, BLOCK_SIZE)
+    wanted = min(MAX_LISTS_OF_A_PAGE, num_tokens * topk // (num_blocks * LIST_TOKENS))
+    lists_of_a_page = max(1, min(wanted, MAX_LISTS // (num_heads * num_pages)))
     num_lists = lists_of_a_page * num_heads * num_pages
     max_used_lists = min(lists_of_a_page * num_heads * min(num_pages, num_blocks), selections)
 
@@ -85,10 +89,10 @@ def invert(
     offsets = torch.empty_like(counts)
     keys, place = torch.empty(2, num_heads, num_tokens, topk, dtype=torch.int32, device=device)
     entries = torch.empty(selections + 2 * max_used_lists * (tile_tokens - 1), dtype=torch.int32, device=device)
-    max_items = triton.cdiv(selections, item_tokens) + max_used_lists
+    max_items = ceil_div(selections, item_tokens) + max_used_lists
     items = torch.empty(2, max_items, 3, dtype=torch.int32, device=device)
 
-    _count_kernel[(triton.cdiv(num_tokens, COUNT_TOKENS), num_heads)](
+    _count_kernel[(ceil_div(num_tokens, COUNT_TOKENS), num_heads)](
         block_ids,
         keys,
         place,
@@ -105,15 +109,15 @@ def invert(
         batch.num_seqs,
         num_pages,
         num_lists,
-        triton.cdiv(num_tokens, lists_of_a_page),
+        ceil_div(num_tokens, lists_of_a_page),
         near_blocks,
+        search_steps(batch.num_seqs),
         TOPK=topk,
-        SLOTS=triton.next_power_of_2(topk),
+        SLOTS=next_power_of_2(topk),
         TOKENS=COUNT_TOKENS,
         BLOCK=BLOCK_SIZE,
-        STEPS=search_steps(batch.num_seqs),
     )
-    _allocate_kernel[(triton.cdiv(num_lists, ALLOCATE_TILE), 2)](
+    _allocate_kernel[(ceil_div(num_lists, ALLOCATE_TILE), 2)](
         counts,
         offsets,
         items,
@@ -125,7 +129,7 @@ def invert(
         TILE=ALLOCATE_TILE,
         ALIGN=tile_tokens,
     )
-    _fill_kernel[(triton.cdiv(selections, FILL_TILE),)](
+    _fill_kernel[(ceil_div(selections, FILL_TILE),)](
         keys, place, offsets, entries, selections, num_tokens, TOPK=topk, TILE=FILL_TILE
     )
     return Inverse(entries, place, items, cursors[1:])
@@ -151,16 +155,16 @@ def _count_kernel(
     num_lists,
     list_tokens,
     near_blocks,
+    search_steps,
     TOPK: tl.constexpr,
     SLOTS: tl.constexpr,
     TOKENS: tl.constexpr,
     BLOCK: tl.constexpr,
-    STEPS: tl.constexpr,
 ):
     head = tl.program_id(1)
     num_heads = tl.num_programs(1)
     token = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
-    row, position, _ = locate(token, cu_seqlens_q, context_lens, seq_lens, num_seqs, STEPS)
+    row, position, _ = locate(token, cu_seqlens_q, context_lens, seq_lens, num_seqs, search_steps)
     slot = tl.arange(0, SLOTS)
     there = (token < num_tokens)[:, None] & (slot < TOPK)[None, :]
     ids = tl.load(

@@ -17,6 +17,7 @@ from ..batch import BLOCK_SIZE, Batch
 from . import tma
 from .fp8 import loadable, widen
 from .rows import STEP_ARGUMENTS, live_page
+from .sizes import ceil_div, next_power_of_2
 
 NEAR_BLOCKS = 24
 """Visible blocks up to which this kernel attends; at most 32, the bits of a word."""
@@ -54,13 +55,13 @@ def attend_near(
     _, num_kv_heads, _, _ = k_pages.shape
     topk = block_ids.shape[2]
     group = num_heads // num_kv_heads
-    padded_group = triton.next_power_of_2(group)
+    padded_group = next_power_of_2(group)
     tile_tokens = max(1, TILE_ROWS // padded_group)
     k_pages, v_pages = loadable(k_pages), loadable(v_pages)
     keys, values = (tma.descriptor(x, [1, 1, TILE_KEYS, dim]) for x in (k_pages, v_pages))
     use_tma = keys is not None and values is not None
     longest = min(batch.max_query_len, near_blocks(topk) * BLOCK_SIZE)
-    _near_kernel[(triton.cdiv(longest, tile_tokens), num_kv_heads, batch.num_seqs + 1)](
+    _near_kernel[(ceil_div(longest, tile_tokens), num_kv_heads, batch.num_seqs + 1)](
         q,
         keys if use_tma else k_pages,
         values if use_tma else v_pages,
@@ -99,7 +100,7 @@ def attend_near(
         KEYS=TILE_KEYS,
         TOKENS=tile_tokens,
         TOPK=topk,
-        SLOTS=triton.next_power_of_2(topk),
+        SLOTS=next_power_of_2(topk),
         TMA=use_tma,
         num_warps=NUM_WARPS,
         num_stages=NUM_STAGES,

@@ -10,6 +10,7 @@ from torch import Tensor
 from ..batch import BLOCK_SIZE
 from .fp8 import storable, to_cache
 from .rows import STEP_ARGUMENTS
+from .sizes import ceil_div, next_power_of_2
 
 ROWS, NUM_WARPS = 16, 4
 """Heads of one or more tokens that a program takes together, and its warps."""
@@ -46,13 +47,11 @@ def norm_rope_write(
     v_pages, _ = storable(v_pages)
     index_k_pages, index_k_mantissa = storable(index_k_pages)
     index_q_out, index_q_mantissa = storable(index_q)
-    q_heads = min(ROWS, triton.next_power_of_2(num_heads))
-    kv_heads = triton.next_power_of_2(num_kv_heads)
-    q_tokens, kv_tokens, q_parts = ROWS // q_heads, max(1, ROWS // kv_heads), triton.cdiv(num_heads, q_heads)
+    q_heads = min(ROWS, next_power_of_2(num_heads))
+    kv_heads = next_power_of_2(num_kv_heads)
+    q_tokens, kv_tokens, q_parts = ROWS // q_heads, max(1, ROWS // kv_heads), ceil_div(num_heads, q_heads)
     programs = (
-        triton.cdiv(num_tokens, q_tokens) * q_parts
-        + 3 * triton.cdiv(num_tokens, kv_tokens)
-        + triton.cdiv(num_tokens, ROWS)
+        ceil_div(num_tokens, q_tokens) * q_parts + 3 * ceil_div(num_tokens, kv_tokens) + ceil_div(num_tokens, ROWS)
     )
     _norm_rope_write[(programs,)](
         projected, positions, cos_sin_cache, q_weight, k_weight, index_q_weight, index_k_weight,
@@ -60,9 +59,9 @@ def norm_rope_write(
         num_tokens, max_positions, projected.stride(0), cos_sin_cache.stride(0),
         *k_pages.stride()[:3], *v_pages.stride()[:3], *index_k_pages.stride()[:2],
         NUM_HEADS=num_heads, NUM_KV_HEADS=num_kv_heads, HEAD_DIM=head_dim, INDEX_DIM=index_dim,
-        HALF=rotary_dim // 2, HALF_PADDED=triton.next_power_of_2(rotary_dim // 2),
-        HEAD_REST=triton.next_power_of_2(head_dim - rotary_dim) if head_dim > rotary_dim else 1,
-        INDEX_REST=triton.next_power_of_2(index_dim - rotary_dim) if index_dim > rotary_dim else 1,
+        HALF=rotary_dim // 2, HALF_PADDED=next_power_of_2(rotary_dim // 2),
+        HEAD_REST=next_power_of_2(head_dim - rotary_dim) if head_dim > rotary_dim else 1,
+        INDEX_REST=next_power_of_2(index_dim - rotary_dim) if index_dim > rotary_dim else 1,
         ROWS=ROWS, Q_HEADS=q_heads, Q_TOKENS=q_tokens, Q_PARTS=q_parts, KV_HEADS=kv_heads, KV_TOKENS=kv_tokens,
         BLOCK_SIZE=BLOCK_SIZE,
         KV_MANTISSA=kv_mantissa, INDEX_K_MANTISSA=index_k_mantissa, INDEX_Q_MANTISSA=index_q_mantissa,

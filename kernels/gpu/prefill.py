@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import torch
-import triton
 from torch import Tensor
 
 from ..batch import BLOCK_SIZE, Batch
 from .far import attend_far
 from .near import attend_near, near_blocks
 from .score import score_blocks
+from .sizes import ceil_div, next_power_of_2
 from .slices import token_slices
 from .topk import select_topk
 
@@ -24,7 +24,7 @@ def select_blocks(
 ) -> Tensor:
     """See :func:`msa_backend.kernels.api.select_blocks`."""
     num_tokens, num_heads, _ = index_q.shape
-    num_blocks = triton.cdiv(batch.max_seq_len, BLOCK_SIZE)
+    num_blocks = ceil_div(batch.max_seq_len, BLOCK_SIZE)
     selection = {"topk": topk, "init_blocks": init_blocks, "local_blocks": local_blocks}
     at_a_time = num_tokens if num_blocks <= topk else max(1, MAX_SCORE_BYTES // (4 * num_heads * num_blocks))
     pieces = []
@@ -60,9 +60,12 @@ def sparse_attention(
         return
     # KV heads first: cutting there costs nothing, while fewer tokens at a time share fewer loads of a block.
     group = num_heads // num_kv_heads
-    head_bytes = topk * triton.next_power_of_2(group) * dim * q.element_size()
+    head_bytes = topk * next_power_of_2(group) * dim * q.element_size()
     tokens_at_a_time = min(num_tokens, max(1, MAX_PARTIAL_BYTES // head_bytes))
     heads_at_a_time = min(num_kv_heads, max(1, MAX_PARTIAL_BYTES // (head_bytes * tokens_at_a_time)))
+    if (tokens_at_a_time, heads_at_a_time) == (num_tokens, num_kv_heads):
+        attend_far(q, k_pages, v_pages, block_ids, batch, out=out, near_blocks=near, **scales)
+        return
     for tokens, piece in token_slices(batch, num_tokens, tokens_at_a_time):
         for first in range(0, num_kv_heads, heads_at_a_time):
             kv_heads = slice(first, first + heads_at_a_time)

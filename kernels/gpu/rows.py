@@ -8,7 +8,7 @@ import triton.language as tl
 STEP_ARGUMENTS = (
     "cu_seqlens_q", "seq_lens", "context_lens", "block_table", "table_stride", "items", "num_items",
     "num_tokens", "num_seqs", "num_pages", "max_blocks", "split_blocks", "selections", "num_lists", "list_tokens",
-    "num_keys", "max_items", "max_positions", "near_blocks", "topk", "ids_head_stride",
+    "num_keys", "max_items", "search_steps", "max_positions", "near_blocks", "topk", "ids_head_stride",
     "splits", "share",
 )  # fmt: skip
 """Kernel arguments that differ from step to step. Triton would compile a kernel again when one of them is 1, becomes a
@@ -16,16 +16,16 @@ multiple of 16, or points into the middle of a tensor, while somebody waits."""
 
 
 def search_steps(num_seqs: int) -> int:
-    """Halvings that :func:`locate` needs for this many rows."""
+    """``search_steps`` of :func:`locate` for this many rows."""
     return max(1, num_seqs).bit_length()
 
 
 @triton.jit
-def locate(tokens, cu_seqlens_q, context_lens, seq_lens, num_seqs, STEPS: tl.constexpr):
+def locate(tokens, cu_seqlens_q, context_lens, seq_lens, num_seqs, search_steps):
     """Row, position in its sequence and sequence length of each token. Padding has the position -1 and the length 0."""
     low = tokens * 0  # the last row that starts at or before the token
     high = low + num_seqs
-    for _ in tl.static_range(STEPS):
+    for _ in range(search_steps):
         middle = (low + high + 1) // 2
         starts_before = tl.load(cu_seqlens_q + middle) <= tokens
         low = tl.where(starts_before, middle, low)

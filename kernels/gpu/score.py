@@ -11,6 +11,7 @@ from ..batch import BLOCK_SIZE, Batch
 from . import arch, tma
 from .fp8 import loadable, widen
 from .rows import STEP_ARGUMENTS, live_page
+from .sizes import ceil_div, next_power_of_2
 
 COLUMNS = 8
 """Blocks whose scores are stored together: one 32-byte sector a row."""
@@ -42,21 +43,21 @@ def score_blocks(index_q: Tensor, index_k_pages: Tensor, batch: Batch, *, topk: 
         scored.
     """
     num_tokens, num_heads, dim = index_q.shape
-    max_blocks = min(triton.cdiv(batch.max_seq_len, BLOCK_SIZE), batch.block_table.shape[1])
-    num_blocks = triton.cdiv(max_blocks, COLUMNS) * COLUMNS
+    max_blocks = min(ceil_div(batch.max_seq_len, BLOCK_SIZE), batch.block_table.shape[1])
+    num_blocks = ceil_div(max_blocks, COLUMNS) * COLUMNS
     # Strides are multiples of 16 in every step, so that one compiled kernel serves all.
-    width = triton.cdiv(num_blocks, 16) * 16
+    width = ceil_div(num_blocks, 16) * 16
     scores = torch.empty(num_heads, num_tokens, width, dtype=torch.float32, device=index_q.device)[..., :num_blocks]
 
-    padded_heads = triton.next_power_of_2(num_heads)
+    padded_heads = next_power_of_2(num_heads)
     tile_tokens = max(1, TILE_ROWS // padded_heads)
-    tiles = triton.cdiv(batch.max_query_len, tile_tokens)
+    tiles = ceil_div(batch.max_query_len, tile_tokens)
     wanted = 2 * WAVES * arch.num_sms(index_q.device)
     splits = max(1, min(num_blocks // COLUMNS, wanted // max(1, tiles * batch.num_seqs)))
-    split_blocks = triton.cdiv(num_blocks // COLUMNS, splits) * COLUMNS
+    split_blocks = ceil_div(num_blocks // COLUMNS, splits) * COLUMNS
     index_k_pages = loadable(index_k_pages)
     keys = tma.descriptor(index_k_pages, [1, BLOCK_SIZE, dim])
-    _score_kernel[(tiles, triton.cdiv(num_blocks, split_blocks), batch.num_seqs)](
+    _score_kernel[(tiles, ceil_div(num_blocks, split_blocks), batch.num_seqs)](
         index_q,
         index_k_pages if keys is None else keys,
         scores,

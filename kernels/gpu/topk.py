@@ -17,6 +17,7 @@ from ..batch import BLOCK_SIZE, Batch
 from . import arch, pdl
 from .pdl import let_next_start, wait_for_previous
 from .rows import STEP_ARGUMENTS
+from .sizes import ceil_div, next_power_of_2
 
 SINGLE_ROUND_BLOCKS = 512
 """Up to so many blocks are compared directly, without groups."""
@@ -61,7 +62,7 @@ def select_topk(
     groups = GROUPS if max_blocks <= MANY_BLOCKS else GROUPS_OF_MANY
     num_steps = 0
     if max_blocks > SINGLE_ROUND_BLOCKS:
-        num_steps = triton.next_power_of_2(triton.cdiv(max_blocks, groups * GROUP_RUN))
+        num_steps = next_power_of_2(ceil_div(max_blocks, groups * GROUP_RUN))
     dependent = pdl.available(block_ids.device)
     # Few programs on an idle chip are waited for one by one: more warps each, to stream a long row.
     few = max_blocks > MANY_BLOCKS and num_tokens * num_heads <= arch.num_sms(block_ids.device)
@@ -78,11 +79,11 @@ def select_topk(
         stride_token,
         ALIGN=4 if aligned else 1,
         TOPK=topk,
-        TOPK_PADDED=triton.next_power_of_2(topk),
+        TOPK_PADDED=next_power_of_2(topk),
         INIT_BLOCKS=init_blocks,
         LOCAL_BLOCKS=local_blocks,
         HAS_SCORES=scores is not None,
-        NUM_BLOCKS=max(32, triton.next_power_of_2(max_blocks)) if num_steps == 0 else 0,
+        NUM_BLOCKS=max(32, next_power_of_2(max_blocks)) if num_steps == 0 else 0,
         NUM_STEPS=num_steps,
         GROUPS=groups,
         GROUP_RUN=GROUP_RUN,

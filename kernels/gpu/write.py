@@ -9,6 +9,7 @@ from torch import Tensor
 from ..batch import BLOCK_SIZE
 from .fp8 import storable, to_cache
 from .rows import STEP_ARGUMENTS
+from .sizes import next_power_of_2
 
 
 def write_cache(
@@ -38,7 +39,7 @@ def write_cache(
         *k.stride(), *v.stride(), *(index_k.stride() if index_k is not None else (0, 0)),
         *k_pages.stride()[:3], *v_pages.stride()[:3],
         *(index_k_pages.stride()[:2] if index_k_pages is not None else (0, 0)), slot_mapping.stride(0),
-        NUM_HEADS=num_kv_heads, HEADS=triton.next_power_of_2(num_kv_heads), HEAD_DIM=head_dim, INDEX_DIM=index_dim,
+        NUM_HEADS=num_kv_heads, HEADS=next_power_of_2(num_kv_heads), HEAD_DIM=head_dim, INDEX_DIM=index_dim,
         BLOCK_SIZE=BLOCK_SIZE, KV_MANTISSA=kv_mantissa, INDEX_MANTISSA=index_mantissa,
     )  # fmt: skip
 

@@ -25,7 +25,7 @@ class CpuExperts(nn.Module):
         self.w13_weight = nn.Parameter(torch.empty(shape), requires_grad=False)
         self.w2_weight = nn.Parameter(torch.empty(shape[0], shape[2], self.width), requires_grad=False)
         for weight in (self.w13_weight, self.w2_weight):
-            weight.weight_loader = self._load  # type: ignore[attr-defined]
+            weight.weight_loader = self._load
 
     def forward(self, x: torch.Tensor, router_logits: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         """``[num_tokens, hidden]``: this rank's part of the weighed sum of each token's experts."""

@@ -55,6 +55,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--device", choices=("cuda", "cpu"), help="cuda if there is one")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw time against context (needs matplotlib)")
+    parser.add_argument("--read", type=Path, metavar="FILE", help="measure nothing; plot what --json wrote")
     parser.set_defaults(run=run)
 
 
@@ -66,6 +67,8 @@ def run(options: argparse.Namespace) -> int:
     for path in filter(None, (options.json, options.plot)):
         if not path.parent.is_dir():
             return _refuse(f"{path} cannot be written, there is no directory {path.parent}; make it first")
+    if options.read:
+        return _replot(options)
     import torch
 
     device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -75,6 +78,20 @@ def run(options: argparse.Namespace) -> int:
     if not cases:
         return _refuse("the preset has no such case; name --contexts to make your own")
     return _measure(cases, device, options)
+
+
+def _replot(options: argparse.Namespace) -> int:
+    from msa_backend.bench import plot, report
+
+    if not options.plot:
+        return _refuse("--read measures nothing; say with --plot where to draw what was measured")
+    try:
+        written = json.loads(options.read.read_text())
+        found = report.read(written)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return _refuse(f"{options.read} is not what --json writes ({error}); measure anew")
+    plot.write(found, options.plot, f"MSA, one layer, {written['device']}, {written['date']}")
+    return 0
 
 
 def _cases(options: argparse.Namespace, device: torch.device) -> list[Case]:

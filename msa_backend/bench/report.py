@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import Any
 
+from msa_backend.bench.cases import Case
 from msa_backend.bench.counts import Rates
 from msa_backend.bench.runner import CaseResults, Result
 
@@ -113,6 +114,23 @@ def record(found: list[CaseResults], rates: Rates, about: dict[str, Any], absent
             for case in found
         ],
     }
+
+
+def read(written: dict[str, Any]) -> list[CaseResults]:
+    """The cases and times of what :func:`record` made.
+
+    Raises:
+        KeyError, TypeError: it is something else.
+    """
+    found = []
+    for kept in written["cases"]:
+        case = Case(**{name.name: kept[name.name] for name in fields(Case)})
+        results = [
+            Result(name, {stage: ms / 1e3 for stage, ms in result.get("ms", {}).items()}, trouble=result.get("trouble"))
+            for name, result in kept["results"].items()
+        ]
+        found.append(CaseResults(case, results, kept["overlap"], kept["sets"]))
+    return found
 
 
 def _result(result: Result, rates: Rates) -> dict[str, Any]:

@@ -205,8 +205,8 @@ def _check_model(runner: ModelRunner) -> None:
     found = runner.model_config.hf_config.architectures
     if not set(M3_ARCHITECTURES).intersection(found):
         raise refusals.no_msa_layers(runner.model_config.model_path, found, M3_ARCHITECTURES)
+    taken = type(runner.model)
     raise MSAError(
-        f"SGLang took {type(runner.model).__module__}.{type(runner.model).__name__} for this model and not the class of "
-        "msa-backend; look in its log for an import error of msa_backend.model.sglang, or set MSA_DISABLE=1 to serve "
-        "without msa-backend"
+        f"SGLang took {taken.__module__}.{taken.__name__} for this model and not msa-backend's class; look in its log for "
+        "an import error of msa_backend.model.sglang, or set MSA_DISABLE=1 to serve without msa-backend"
     )

@@ -30,6 +30,7 @@ NOT_SERVED = {
     "enable_pdmux": ("--enable-pdmux", "does not split prefill from decode yet"),
     "enable_two_batch_overlap": ("--enable-two-batch-overlap", "does not split a batch in two yet"),
 }
+KV_DTYPES_ON_CPU = ("auto", "bf16", "bfloat16")
 MUST_BE_ONE = {
     "pp_size": ("--pp-size", "does not split the layers over ranks on SGLang yet"),
     "ep_size": ("--ep-size", "does not split the experts over ranks on SGLang yet"),
@@ -153,6 +154,11 @@ def _check_options(server_args: Any, options: Any) -> None:
         raise MSAError(
             "--device is cpu, but SGLang builds its CPU layers only with SGLANG_USE_CPU_ENGINE=1 in the environment; "
             "set it"
+        )
+    if options.device == "cpu" and options.kv_cache_dtype not in KV_DTYPES_ON_CPU:
+        raise MSAError(
+            f"--kv-cache-dtype is {options.kv_cache_dtype}, but on a CPU MSA keeps K and V as "
+            f"{' or '.join(KV_DTYPES_ON_CPU)}; a quantized cache is not served yet, leave it out"
         )
     if options.device == "cpu" and options.quantization is not None:
         raise MSAError(

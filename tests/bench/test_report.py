@@ -69,6 +69,15 @@ def test_the_record_is_json_with_milliseconds() -> None:
     assert kept["absent"] == {"sglang": "not there"}
 
 
+def test_a_record_read_back_draws_the_same_lines() -> None:
+    kept = json.loads(json.dumps(report.record(FOUND, RATES, {}, {})))
+    found = report.read(kept)
+    assert [case.case for case in found] == [case.case for case in FOUND]
+    again, lines = plot.lines(found), plot.lines(FOUND)
+    assert {mode: set(of_mode) for mode, of_mode in again.items()} == {mode: set(m) for mode, m in lines.items()}
+    assert again["prefill"]["fa3", "64/4"] == [(8192, pytest.approx(7.5))]
+
+
 def test_lines_of_the_plot_join_cases_that_differ_in_context_alone() -> None:
     cases = [
         Case("prefill", 8192, new_tokens=8192),

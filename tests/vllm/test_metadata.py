@@ -63,6 +63,7 @@ def test_decode_then_prefill():
     assert step.prefill.block_table.tolist() == [[8, 9, 10, 11], [12, 13, 14, 15]]
     assert (step.decode.max_query_len, step.prefill.max_query_len) == (1, 300)
     assert (step.decode.max_seq_len, step.prefill.max_seq_len) == (257, 300)
+    assert 0 <= step.prefill.min_context_len <= int(step.prefill.context_lens.min())
 
 
 @pytest.mark.parametrize(("query_lens", "empty"), [([1, 1], "prefill"), ([7, 9], "decode")])
@@ -102,3 +103,15 @@ def test_the_torch_path_is_kept_out_of_graphs():
 
     vllm_config = SimpleNamespace(device_config=SimpleNamespace(device_type="cpu"))
     assert MSAMetadataBuilder.get_cudagraph_support(vllm_config, None) == AttentionCGSupport.NEVER
+
+
+def test_the_bound_of_contexts_allows_for_drafts_that_were_not_accepted():
+    """vLLM's lengths on the host take every draft for accepted; the kernels must not believe a context to be longer
+    than it is."""
+    steps = builder(draft_tokens=3)
+    common = common_metadata([9, 7], [5000, 6000])
+    common.seq_lens_cpu_upper_bound = common.seq_lens_cpu_upper_bound + 3
+    batch = steps.build(0, common).prefill
+    assert batch is not None
+    contexts = batch.context_lens.tolist()
+    assert min(contexts) - 16 < batch.min_context_len <= min(contexts)

@@ -5,6 +5,7 @@ Programs share out the blocks of a (row, KV head); a second kernel merges what t
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -17,11 +18,10 @@ from .. import arch, pdl, tma
 from ..fp8 import loadable, widen
 from ..pdl import let_next_start, wait_for_previous
 from ..rows import STEP_ARGUMENTS, live_page
+from ..sizes import ceil_div, next_power_of_2
 
 MAX_SPLITS = 32
 """Programs among which the blocks of a tile are shared out at most, and partial results that are merged."""
-NEAR = 10
-"""Up to so many times top-k blocks, the tokens of a row choose mostly the same ones."""
 
 
 class Config(NamedTuple):
@@ -35,16 +35,19 @@ class Config(NamedTuple):
     """Programs that fit on a multiprocessor."""
 
 
-DECODE = {False: Config(64, 128, 4, 2), True: Config(64, 128, 4, 2)}
-"""For rows of one token, by whether the compute capability is 9 or more."""
+DECODE = Config(rows=16, keys=128, num_warps=4, num_stages=2)
+"""For rows of one token."""
 VERIFY = {
-    # (compute capability 9 or more, near)
-    (False, False): Config(32, 64, 4, 2),
-    (False, True): Config(64, 64, 4, 2),
-    (True, False): Config(32, 128, 4, 3, programs=3),
-    (True, True): Config(128, 64, 8, 5, programs=1),
+    False: [(10, Config(64, 64, 4, 2)), (math.inf, Config(32, 64, 4, 2))],
+    True: [
+        (0.5, Config(64, 32, 4, 5)),
+        (10, Config(128, 64, 8, 5, programs=1)),
+        (math.inf, Config(32, 128, 4, 3, programs=3)),
+    ],
 }
-"""For rows of several tokens. Large tiles read each block fewer times, small ones compute less in vain."""
+"""For rows of several tokens, by whether the compute capability is 9 or more, and by the longest context in units of
+top-k blocks. In short ones the tokens choose mostly the same blocks: large tiles read each fewer times. In long ones
+small tiles compute less in vain."""
 
 
 def sparse_attention(
@@ -72,14 +75,16 @@ def sparse_attention(
     num_kv_heads = k_pages.shape[1]
     topk = block_ids.shape[2]
     group = num_heads // num_kv_heads
-    group_padded = triton.next_power_of_2(group)
+    group_padded = next_power_of_2(group)
     hopper = arch.capability(device) >= (9, 0)
-    max_blocks = max(1, min(triton.cdiv(batch.max_seq_len, BLOCK_SIZE), batch.block_table.shape[1]))
-    config = DECODE[hopper] if batch.max_query_len <= 1 else VERIFY[hopper, max_blocks <= NEAR * topk]
+    max_blocks = max(1, min(ceil_div(batch.max_seq_len, BLOCK_SIZE), batch.block_table.shape[1]))
+    config = DECODE
+    if batch.max_query_len > 1:
+        config = next(config for limit, config in VERIFY[hopper] if max_blocks <= limit * topk)
     # What fits for 128 channels of 16 bits.
     heavier = max(1, dim * max(q.element_size(), k_pages.element_size()) // 256)
     config = config._replace(rows=max(16, config.rows // heavier), keys=max(16, config.keys // heavier))
-    tokens = triton.next_power_of_2(max(1, batch.max_query_len))
+    tokens = next_power_of_2(max(1, batch.max_query_len))
     tile_tokens = min(tokens, max(1, config.rows // group_padded))
     tiles = tokens // tile_tokens
     stacked = max(16, tile_tokens * group_padded)
@@ -88,7 +93,7 @@ def sparse_attention(
     splits = config.programs * arch.num_sms(device) // tasks
     splits = max(1, min(splits, tile_tokens * topk, max_blocks, MAX_SPLITS))
     # Two blocks at most are not seen whole by all the tokens.
-    share = triton.cdiv(tile_tokens * topk + (2 if tile_tokens > 1 else 0), splits)
+    share = ceil_div(tile_tokens * topk + (2 if tile_tokens > 1 else 0), splits)
     unions = block_ids  # one token's blocks are listed already
     if tile_tokens > 1:
         unions = torch.empty(tasks * splits, 2, share, dtype=torch.int32, device=device)
@@ -116,7 +121,7 @@ def sparse_attention(
         batch.seq_lens,
         batch.context_lens,
         batch.block_table,
-        scale * k_scale * 1.4426950408889634,
+        scale * k_scale * math.log2(math.e),
         v_scale,
         num_tokens,
         k_pages.shape[0],
@@ -138,7 +143,7 @@ def sparse_attention(
         TILE_TOKENS=tile_tokens,
         STACKED=stacked,
         TOPK=topk,
-        TOPK_PADDED=triton.next_power_of_2(topk),
+        TOPK_PADDED=next_power_of_2(topk),
         SPLIT=splits > 1,
         DIM=dim,
         BLOCK=BLOCK_SIZE,

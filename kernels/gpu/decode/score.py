@@ -14,6 +14,7 @@ from .. import arch, pdl
 from ..fp8 import E4M3_CAPABILITY, loadable, widen
 from ..pdl import let_next_start
 from ..rows import STEP_ARGUMENTS, live_page
+from ..sizes import ceil_div, next_power_of_2
 from . import pairs as e4m3
 from .pairs import as_pairs, even_channels, odd_channels
 
@@ -50,16 +51,16 @@ def score_blocks(index_q: Tensor, index_k_pages: Tensor, batch: Batch, *, topk: 
         ``[num_index_heads, num_tokens, num_blocks]`` fp32, undefined where nothing is scored.
     """
     num_tokens, num_heads, dim = index_q.shape
-    max_blocks = min(triton.cdiv(batch.max_seq_len, BLOCK_SIZE), batch.block_table.shape[1])
-    padded = triton.cdiv(max_blocks, COLUMNS) * COLUMNS
+    max_blocks = min(ceil_div(batch.max_seq_len, BLOCK_SIZE), batch.block_table.shape[1])
+    padded = ceil_div(max_blocks, COLUMNS) * COLUMNS
     scores = torch.empty(num_heads, num_tokens, padded, dtype=torch.float32, device=index_q.device)
     if scores.numel() == 0 or batch.num_seqs == 0:
         return scores
     device = index_q.device
     config = CONFIGS[arch.capability(device) >= (9, 0), index_k_pages.element_size()]
     splits = max(1, min(config.programs * arch.num_sms(device) // batch.num_seqs, max_blocks))
-    heads = triton.next_power_of_2(num_heads)
-    tokens = triton.next_power_of_2(batch.max_query_len)
+    heads = next_power_of_2(num_heads)
+    tokens = next_power_of_2(batch.max_query_len)
     stacked = max(16, tokens * heads)
     if index_q.element_size() == 1 and arch.capability(device) < E4M3_CAPABILITY:
         index_q = index_q.to(torch.float16)

@@ -20,8 +20,7 @@ PREFILL = {"_score_kernel", "_near_kernel", "_attend_kernel"}
 def compiled(request: pytest.FixtureRequest) -> list[Compiled]:
     with compile_only(request.param) as launched:
         launches.everything()
-        if request.param > 80:  # which knows no fp8
-            launches.fp8_products()
+        launches.fp8_products()
     assert not launched.failed, "\n\n".join(launched.failed)
     return launched.compiled
 

@@ -10,8 +10,10 @@ from msa_backend.kernels.batch import BLOCK_SIZE, Batch
 from msa_backend.kernels.gpu import topk as gpu_topk
 
 from ..batches import Row, make_case
+from ..implementations import ON_CUDA
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+pytestmark = pytest.mark.gpu
+DEVICE = "cuda" if ON_CUDA else "cpu"
 FORCED = [(0, 1), (2, 1), (0, 0), (1, 3)]
 
 

@@ -1,0 +1,191 @@
+"""SGLang logs what fails in a plugin and serves on with its in-tree attention; each way to get there stops instead."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from msa_backend.config import MSAError
+
+from .engines import ENVIRONMENT
+from .test_startup import refusal, start
+
+NOT_TAKEN = "SGLang did not take msa-backend's plugin in this process .*MSA_DISABLE=1"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def loaded():
+    os.environ.update(ENVIRONMENT)
+    from sglang.srt.plugins import load_plugins
+
+    load_plugins()
+
+
+@pytest.fixture
+def hook_undone(monkeypatch: pytest.MonkeyPatch):
+    """As when SGLang failed to apply the hook, or another plugin replaced the function afterwards."""
+    from sglang.srt.layers.attention import attention_registry
+    from sglang.srt.model_executor.model_runner_components import attention_backend_setup
+
+    original = attention_registry.attn_backend_wrapper.__wrapped__
+    for module in (attention_registry, attention_backend_setup):
+        monkeypatch.setattr(module, "attn_backend_wrapper", original)
+
+
+@pytest.mark.usefixtures("hook_undone")
+def test_start_up_sees_that_the_hook_did_not_take(tiny: Path):
+    with pytest.raises(MSAError, match=NOT_TAKEN):
+        start(tiny)
+
+
+@pytest.mark.usefixtures("hook_undone")
+def test_the_scheduler_sees_that_the_hook_did_not_take():
+    """Both that it asks for our backend and that it asks for another one, with our model."""
+    from sglang.srt.layers.attention.attention_registry import ATTENTION_BACKENDS
+
+    from msa_backend.model.sglang.entry.minimax_m3 import MiniMaxM3SparseForCausalLM
+
+    with pytest.raises(MSAError, match=NOT_TAKEN):
+        ATTENTION_BACKENDS["msa"](SimpleNamespace())
+    with pytest.raises(MSAError, match=NOT_TAKEN):
+        MiniMaxM3SparseForCausalLM(SimpleNamespace())
+
+
+def test_a_hook_around_ours_is_no_harm(monkeypatch: pytest.MonkeyPatch):
+    from sglang.srt.layers.attention import attention_registry
+    from sglang.srt.model_executor.model_runner_components import attention_backend_setup
+    from sglang.srt.plugins.hook_registry import HookType, _wrap_fn
+
+    from msa_backend.patches import sglang_attn_backend_wrapper
+
+    outer = _wrap_fn(attention_registry.attn_backend_wrapper, lambda original, *args: original(*args), HookType.AROUND)
+    for module in (attention_registry, attention_backend_setup):
+        monkeypatch.setattr(module, "attn_backend_wrapper", outer)
+    assert sglang_attn_backend_wrapper.status() == "applied"
+
+
+def test_a_caller_that_kept_the_original(monkeypatch: pytest.MonkeyPatch):
+    from sglang.srt.model_executor.model_runner_components import attention_backend_setup
+
+    from msa_backend.patches import sglang_attn_backend_wrapper
+
+    monkeypatch.setattr(
+        attention_backend_setup, "attn_backend_wrapper", attention_backend_setup.attn_backend_wrapper.__wrapped__
+    )
+    assert sglang_attn_backend_wrapper.status() == "not applied"
+
+
+def run(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | ENVIRONMENT | environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def test_a_process_that_skipped_the_plugin():
+    """The variable that brings our model class is inherited; SGLANG_PLUGINS may still leave the plugin out."""
+    code = """
+from types import SimpleNamespace
+from sglang.srt.plugins import load_plugins
+from sglang.srt.models.registry import ModelRegistry
+load_plugins()
+ModelRegistry.models["MiniMaxM3SparseForCausalLM"](SimpleNamespace())
+"""
+    package = "msa_backend.model.sglang.entry"
+    done = run(code, SGLANG_PLUGINS="another", SGLANG_EXTERNAL_MODEL_PACKAGE=package)
+    assert done.returncode != 0
+    last = done.stderr.strip().splitlines()[-1]
+    assert "MSAError: SGLang did not take msa-backend's plugin in this process" in last
+    assert "SGLANG_PLUGINS" in last
+
+
+def test_a_target_that_changed_shape_ends_the_process():
+    """SGLang lets no exception of a plugin through."""
+    code = """
+from sglang.srt.layers.attention import attention_registry
+attention_registry.attn_backend_wrapper = lambda runner, full_attn_backend, more: None
+from sglang.srt.plugins import load_plugins
+load_plugins()
+print("went on")
+"""
+    done = run(code)
+    assert done.returncode != 0
+    assert "went on" not in done.stdout
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("msa-backend: the patch sglang_attn_backend_wrapper does not fit this engine")
+    assert "MSA_DISABLE=1" in last
+
+
+def test_the_in_tree_class(tiny: Path):
+    """What SGLang takes when the import of ours fails, with a line in its log."""
+    from msa_backend.sglang.backend import _check_model
+
+    config = SimpleNamespace(architectures=["MiniMaxM3SparseForConditionalGeneration"])
+    runner = SimpleNamespace(model=object(), model_config=SimpleNamespace(hf_config=config, model_path="m"))
+    with pytest.raises(MSAError, match=r"SGLang took builtins\.object for this model and not msa-backend's"):
+        _check_model(runner)
+    config.architectures = ["LlamaForCausalLM"]
+    with pytest.raises(MSAError, match="m is LlamaForCausalLM, which has no MSA layers"):
+        _check_model(runner)
+
+
+def test_another_model_package(tiny: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("SGLANG_EXTERNAL_MODEL_PACKAGE", "my.models")
+    message = refusal(tiny)
+    assert "SGLANG_EXTERNAL_MODEL_PACKAGE is my.models" in message
+    assert "unset it" in message
+
+
+def test_a_cpu_that_sglang_was_not_told_of(tiny: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("SGLANG_USE_CPU_ENGINE")
+    assert "only with SGLANG_USE_CPU_ENGINE=1 in the environment" in refusal(tiny)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"kv_cache_dtype": "fp8_e4m3"}, "--kv-cache-dtype is fp8_e4m3, but on a CPU MSA keeps K and V as auto or"),
+        ({"quantization": "fp8"}, "quantization is fp8, but on a CPU MSA serves unquantized weights only"),
+        ({"pp_size": 2}, "--pp-size is 2, but msa-backend does not split the layers"),
+        ({"speculative_algorithm": "NGRAM"}, "--speculative-algorithm is NGRAM, but msa-backend does not serve drafts"),
+        ({"enable_hierarchical_cache": True}, "--enable-hierarchical-cache is set, but msa-backend"),
+    ],
+)  # fmt: skip
+def test_more_options_msa_cannot_serve(tiny: Path, options: dict[str, Any], says: str):
+    assert says in refusal(tiny, **options)
+
+
+def test_other_backends_serve_the_dense_layers(tiny: Path):
+    options = start(tiny, attention_backend="torch_native")
+    assert (options.attention_backend, options.page_size) == ("torch_native", 128)
+
+
+@pytest.mark.parametrize("form", ["text_only", "transformers_text"])
+def test_text_only_checkpoints(form: str, request: pytest.FixtureRequest, tiny: Path, tmp_path: Path):
+    """SGLang knows the caches of MiniMax-M3 by its architecture's name; the forms of ``transformers`` have another."""
+    import json
+
+    if form == "text_only":
+        folder = request.getfixturevalue("text_only")
+    else:
+        from transformers import MiniMaxM3VLForCausalLM
+
+        folder = tmp_path
+        MiniMaxM3VLForCausalLM(request.getfixturevalue("truth").config.text_config).save_pretrained(folder)
+    options = start(folder, skip_tokenizer_init=True)
+    given = json.loads(options.json_model_override_args)
+    assert given["sparse_attention_config"]["sparse_attention_freq"] == [0, 1, 1, 1]
+    from sglang.srt.configs.model_config import ModelConfig, is_minimax_sparse
+
+    config = ModelConfig.from_server_args(options._server_args)
+    assert is_minimax_sparse(config.hf_config)
+    assert config.num_attention_layers == 4
