@@ -18,7 +18,7 @@ COMMANDS = {
 
 def _parser(asked_for: str | None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="msa-backend", description="MiniMax Sparse Attention (MSA) and MiniMax-M3 for stock vLLM."
+        prog="msa-backend", description="MiniMax Sparse Attention (MSA) and MiniMax-M3 for stock vLLM and stock SGLang."
     )
     parser.add_argument("--version", action="version", version=f"msa-backend {__version__}")
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)

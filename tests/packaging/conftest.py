@@ -20,7 +20,7 @@ def clean_environment() -> dict[str, str]:
     return {
         name: value
         for name, value in os.environ.items()
-        if name not in ("PYTHONPATH", "MSA_DISABLE", "VLLM_PLUGINS") and not name.startswith("COV_")
+        if name not in ("PYTHONPATH", "MSA_DISABLE", "VLLM_PLUGINS", "SGLANG_PLUGINS") and not name.startswith("COV_")
     }
 
 

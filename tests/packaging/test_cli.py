@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import importlib.metadata
 import json
 import sys
@@ -21,8 +22,8 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture
 def no_engine(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """doctor without the seconds that loading vLLM takes; tests of the report's other parts need none of it."""
-    monkeypatch.setattr(doctor, "_load_vllm_plugins", lambda report: False)
+    """doctor without the seconds that loading an engine takes; tests of the report's other parts need none of it."""
+    monkeypatch.setattr(doctor, "_load_plugins", lambda report, engine: False)
     monkeypatch.setattr(doctor, "_find_device", lambda report: None)
     yield
 
@@ -30,10 +31,12 @@ def no_engine(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.fixture
 def broken_patch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
     """A patch whose target has changed its shape, beside the real ones."""
-    (tmp_path / "stale.py").write_text("NAME = WHY = 'stale'\ndef status(): return 'failed: the target has moved'\n")
+    (tmp_path / "vllm_stale.py").write_text(
+        "NAME = WHY = 'vllm_stale'\ndef status(): return 'failed: the target has moved'\n"
+    )
     monkeypatch.setattr(patches, "__path__", [*patches.__path__, str(tmp_path)])
-    monkeypatch.delitem(sys.modules, "msa_backend.patches.stale", raising=False)
-    return "stale"
+    monkeypatch.delitem(sys.modules, "msa_backend.patches.vllm_stale", raising=False)
+    return "vllm_stale"
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
@@ -75,14 +78,19 @@ def test_a_wrong_command_is_a_usage_error(arguments: list[str], capsys: pytest.C
 
 
 @pytest.mark.usefixtures("no_engine")
-def test_doctor_prints_the_same_report_in_both_forms(capsys: pytest.CaptureFixture[str]) -> None:
+def test_doctor_prints_the_same_report_in_both_forms(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # Once: to ask a patch for its status imports an engine, and importing one can change what there is to report.
+    report = doctor.examine()
+    monkeypatch.setattr(doctor, "examine", lambda: report)
     cli.main(["doctor", "--json"])
-    report = json.loads(capsys.readouterr().out)
+    assert json.loads(capsys.readouterr().out) == dataclasses.asdict(report)
     cli.main(["doctor"])
     text = capsys.readouterr().out
-    for name, version in report["versions"].items():
+    for name, version in report.versions.items():
         assert f"{name:<14}{version or 'not installed'}" in text
-    assert {patch["name"] for patch in report["patches"]} >= {"vllm_cpu_version"}
+    assert {patch["name"] for patch in report.patches} >= {"vllm_cpu_version", "sglang_attn_backend_wrapper"}
 
 
 @pytest.mark.usefixtures("no_engine")
@@ -91,15 +99,19 @@ def test_doctor_fails_when_a_patch_did_not_take(broken_patch: str, capsys: pytes
     assert f"problem: The patch {broken_patch} did not take: failed: the target has moved" in capsys.readouterr().out
 
 
+ENGINES = pytest.mark.parametrize("engine", doctor.PLUGIN_ENGINES, ids=lambda engine: engine.module)
+
+
+@ENGINES
 @pytest.mark.parametrize("plugin_ran", [True, False])
 def test_a_patch_that_is_not_applied_is_a_problem_once_the_plugin_ran(
-    plugin_ran: bool, monkeypatch: pytest.MonkeyPatch
+    engine: doctor.Engine, plugin_ran: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
         doctor, "_examine_patch", lambda name: {"name": name, "status": "not applied: too early", "why": ""}
     )
     report = Report()
-    doctor._find_patches(report, plugin_ran)
+    doctor._find_patches(report, engine, plugin_ran)
     assert report.patches
     assert bool(report.problems) is plugin_ran
 
@@ -110,21 +122,23 @@ def test_doctor_fails_without_the_entry_point(
 ) -> None:
     monkeypatch.setattr(importlib.metadata, "entry_points", lambda **_: [])
     assert cli.main(["doctor"]) == 1
-    assert "vLLM cannot find the plugin" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "vLLM cannot find the plugin" in shown
+    assert "SGLang cannot find the plugin" in shown
 
 
-def test_doctor_reports_a_plugin_that_raises(monkeypatch: pytest.MonkeyPatch) -> None:
-    plugins = ModuleType("vllm.plugins")
-    plugins.load_general_plugins = lambda: 1 / 0  # type: ignore[attr-defined]
-    platforms = ModuleType("vllm.platforms")
-    platforms.current_platform = argparse.Namespace(is_cpu=lambda: True)  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "vllm", ModuleType("vllm"))
-    monkeypatch.setitem(sys.modules, "vllm.plugins", plugins)
-    monkeypatch.setitem(sys.modules, "vllm.platforms", platforms)
+@ENGINES
+@pytest.mark.parametrize("raised", [ZeroDivisionError("a problem"), SystemExit("a problem")])
+def test_doctor_reports_a_plugin_that_raises(
+    engine: doctor.Engine, raised: BaseException, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load() -> None:
+        raise raised
+
     monkeypatch.setattr(doctor.importlib.util, "find_spec", lambda name: object())
     report = Report()
-    assert not doctor._load_vllm_plugins(report)
-    assert report.problems == ["vLLM did not load its plugins: ZeroDivisionError: division by zero"]
+    assert not doctor._load_plugins(report, dataclasses.replace(engine, load=load))
+    assert report.problems == [f"{engine.title} did not load its plugins: {type(raised).__name__}: a problem"]
 
 
 @pytest.mark.usefixtures("no_engine")
@@ -133,6 +147,7 @@ def test_doctor_reports_a_plugin_that_raises(monkeypatch: pytest.MonkeyPatch) ->
     [
         ("MSA_DISABLE", "1", "MSA_DISABLE is set"),
         ("VLLM_PLUGINS", "other", "VLLM_PLUGINS is set without msa"),
+        ("SGLANG_PLUGINS", "other", "SGLANG_PLUGINS is set without msa"),
     ],
 )
 def test_doctor_warns_of_variables_that_turn_the_plugin_off(

@@ -60,20 +60,24 @@ def test_the_command_runs(installed: Environment) -> None:
     assert installed.run("msa-backend", "--version").strip() == f"msa-backend {__version__}"
     report = json.loads(installed.run("msa-backend", "doctor", "--json"))
     assert report["versions"]["torch"] is None, "something in this environment hides that torch is not needed"
-    assert report["entry_point"] == "msa_backend.plugin:register_vllm"
+    assert report["entry_points"] == {
+        "vllm.general_plugins": "msa_backend.plugin:register_vllm",
+        "sglang.srt.plugins": "msa_backend.plugin:register_sglang",
+    }
     assert report["problems"] == []
 
 
-def test_vllm_finds_the_entry_points(installed: Environment) -> None:
+def test_engines_find_the_entry_points(installed: Environment) -> None:
     script = """
 from importlib.metadata import entry_points
-for group in ("vllm.general_plugins", "vllm.platform_plugins"):
+for group in ("vllm.general_plugins", "vllm.platform_plugins", "sglang.srt.plugins"):
     for point in entry_points(group=group):
         print(group, point.name, point.load().__name__)
 """
     assert installed.run("python", "-c", script).splitlines() == [
         "vllm.general_plugins msa register_vllm",
         "vllm.platform_plugins msa platform_plugin",
+        "sglang.srt.plugins msa register_sglang",
     ]
 
 

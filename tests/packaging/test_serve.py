@@ -1,8 +1,10 @@
-"""tools/serve.py against a stand-in for `vllm serve`: what it shows, when it fails, and that it leaves nobody behind.
+"""tools/serve.py against a stand-in for an engine: what it shows, when it fails, and that it leaves nobody behind.
 
-The stand-in starts a child as vLLM starts its engine; the real server is run by `.ci/run`.
+The stand-in starts a child as an engine starts its workers; the real servers are run by `.ci/run`.
 """
 
+import json
+import os
 import signal
 import socket
 import subprocess
@@ -16,13 +18,14 @@ import pytest
 
 SERVE = Path(__file__).parents[2] / "tools" / "serve.py"
 
-FAKE_VLLM = """\
+FAKE_ENGINE = """\
 import http.server, json, os, subprocess, sys, time
 
 if "--die" in sys.argv:
     sys.exit("the engine could not start")
 child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(99)"])
 open("child.pid", "w").write(str(child.pid))
+open("command", "w").write(json.dumps(sys.argv[1:]))
 
 class Handler(http.server.BaseHTTPRequestHandler):
     def log_message(self, *_):
@@ -54,13 +57,17 @@ except KeyboardInterrupt:
 
 @pytest.fixture
 def python(tmp_path: Path) -> Path:
-    """A Python with a `vllm` command beside it, as in an environment."""
+    """A Python with the engines' commands beside it, as in an environment."""
     folder = tmp_path / "bin"
     folder.mkdir()
     (folder / "python").symlink_to(sys.executable)
     vllm = folder / "vllm"
-    vllm.write_text(f"#!{sys.executable}\n{FAKE_VLLM}")
+    vllm.write_text(f"#!{sys.executable}\n{FAKE_ENGINE}")
     vllm.chmod(0o755)
+    modules = tmp_path / "modules" / "sglang"
+    modules.mkdir(parents=True)
+    (modules / "__init__.py").touch()
+    (modules / "launch_server.py").write_text(FAKE_ENGINE)
     return folder / "python"
 
 
@@ -69,6 +76,7 @@ def running(python: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
     process = subprocess.Popen(
         [python, SERVE, *arguments],
         cwd=python.parents[1],
+        env=os.environ | {"PYTHONPATH": str(python.parents[1] / "modules")},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -94,11 +102,19 @@ def child_is_gone(folder: Path) -> bool:
         return True
 
 
-def test_once_prints_the_answer_and_stops_the_server_and_its_children(python: Path, tmp_path: Path) -> None:
-    with running(python, "--once", "some-model") as process:
+@pytest.mark.parametrize(
+    ("engine", "title", "command"),
+    [("vllm", "vLLM", ["serve", "some-model"]), ("sglang", "SGLang", ["--model-path", "some-model"])],
+)
+def test_once_prints_the_answer_and_stops_the_server_and_its_children(
+    python: Path, tmp_path: Path, engine: str, title: str, command: list[str]
+) -> None:
+    with running(python, "--engine", engine, "--once", "some-model") as process:
         shown = finish(process)
     assert process.returncode == 0, shown
+    assert f"Starting {title} with some-model" in shown
     assert "word salad" in shown
+    assert json.loads((tmp_path / "command").read_text())[:2] == command
     assert child_is_gone(tmp_path)
 
 

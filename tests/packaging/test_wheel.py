@@ -43,6 +43,15 @@ def test_nothing_lands_at_the_top_but_the_package(names: set[str]) -> None:
     assert {name.split("/")[0] for name in names} == {"msa_backend", f"msa_backend-{__version__}.dist-info"}
 
 
+def test_no_stand_in_is_in_the_wheel(checkout: Path, names: set[str]) -> None:
+    """They are for the environment that tests run in; a user's own sgl_kernel must never meet ours."""
+    standins = {path.name for path in (checkout / "tests" / "standins").iterdir()}
+    assert standins == {"sgl_kernel", "torchvision_on_cpu.py"}
+    parts = {part for name in names for part in Path(name).parts}
+    assert not parts & {"standins", *standins}
+    assert not any(name.endswith(".pth") for name in names)
+
+
 def test_typing_marker_and_licence_are_in_the_wheel(wheel: Path, names: set[str]) -> None:
     assert "msa_backend/py.typed" in names
     assert "Apache License" in read(wheel, "/licenses/LICENSE")
@@ -62,6 +71,7 @@ def test_entry_points(wheel: Path) -> None:
     found = re.findall(r"^\[(.+)\]\nmsa = (.+)$", read(wheel, "/entry_points.txt"), re.MULTILINE)
     assert ("vllm.general_plugins", "msa_backend.plugin:register_vllm") in found
     assert ("vllm.platform_plugins", "msa_backend.patches.vllm_cpu_version:platform_plugin") in found
+    assert ("sglang.srt.plugins", "msa_backend.plugin:register_sglang") in found
 
 
 def test_the_sdist_has_every_module(checkout: Path, sdist: Path) -> None:
