@@ -17,6 +17,7 @@ from msa_backend.kernels.dispatch import choose
 from msa_backend.model.sglang.causal_lm import MiniMaxM3ForCausalLM
 from msa_backend.names import M3_ARCHITECTURES
 
+from .dense import CpuDenseAttnBackend
 from .engine import get_default_attn_backend
 from .metadata import LastingBuffers, MSAMetadata, build
 from .pools import check_pool, pages_of
@@ -37,13 +38,10 @@ def create(runner: ModelRunner) -> MSAAttnBackend:
         MSAError: with the one sentence for the user.
     """
     require_in_place()
-    # SGLang's default on a CPU needs AMX and its own kernels; this one needs neither.
-    dense = (
-        "torch_native"
-        if runner.device == "cpu"
-        else get_default_attn_backend(runner.server_args, use_mla_backend=False, model_config=runner.model_config)
-    )
-    return MSAAttnBackend(runner, ATTENTION_BACKENDS[dense](runner))
+    if runner.device == "cpu":
+        return MSAAttnBackend(runner, CpuDenseAttnBackend(runner))
+    name = get_default_attn_backend(runner.server_args, use_mla_backend=False, model_config=runner.model_config)
+    return MSAAttnBackend(runner, ATTENTION_BACKENDS[name](runner))
 
 
 def wrap(

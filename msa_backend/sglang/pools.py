@@ -49,10 +49,10 @@ def check_pool(pool: object, page_size: int) -> None:
 def pages_of(pool: MiniMaxSparseKVPool, layer_id: int) -> Pages:
     """The caches of a sparse layer, shared with SGLang and copied nowhere."""
     k, v = pool.get_kv_buffer(layer_id)
-    return Pages(_heads_first(k), _heads_first(v), _heads_first(pool.get_index_k_buffer(layer_id))[:, 0])
+    return Pages(heads_first(k), heads_first(v), heads_first(pool.get_index_k_buffer(layer_id))[:, 0])
 
 
-def _heads_first(slots: torch.Tensor) -> torch.Tensor:
+def heads_first(slots: torch.Tensor) -> torch.Tensor:
     """``[slots, heads, dim]`` as ``[pages, heads, 128, dim]``; slots past the last whole page are never given out."""
     num_pages = slots.shape[0] // BLOCK_SIZE
     return slots[: num_pages * BLOCK_SIZE].unflatten(0, (num_pages, BLOCK_SIZE)).transpose(1, 2)

@@ -92,7 +92,7 @@ def pool(num_pages: int, kv_heads: int, dtype: torch.dtype = torch.float32) -> A
         start_layer=0,
         end_layer=2,
     )
-    for buffer in (*made.get_kv_buffer(1), made.get_index_k_buffer(1)):
+    for buffer in (*made.get_kv_buffer(0), *made.get_kv_buffer(1), made.get_index_k_buffer(1)):
         if buffer.element_size() == 1:
             buffer.view(torch.uint8).fill_(0x7F)  # NaN
         else:

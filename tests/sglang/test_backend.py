@@ -12,6 +12,7 @@ from msa_backend.config import MSAConfig, MSAError
 from msa_backend.kernels import reference
 from msa_backend.kernels.batch import BLOCK_SIZE
 from msa_backend.sglang import backend as backend_module
+from msa_backend.sglang.dense import CpuDenseAttnBackend
 from msa_backend.sglang.pools import check_pool, pages_of
 
 from .batches import DIM, decode, extend, idle, pool, request_table, verify
@@ -21,8 +22,8 @@ CHOICE = {"topk": 3, "init_blocks": 1, "local_blocks": 1}
 CONFIG = MSAConfig(HEADS, KV_HEADS, DIM, KV_HEADS, DIM, BLOCK_SIZE, sparse_layers=(False, True), **CHOICE)
 REQUESTS, PAGES_EACH = 5, 7
 LAYER = SimpleNamespace(
-    layer_id=1, tp_q_head_num=HEADS, head_dim=DIM, v_head_dim=DIM, scaling=DIM**-0.5, k_scale_float=None,
-    v_scale_float=None,
+    layer_id=1, tp_q_head_num=HEADS, tp_k_head_num=KV_HEADS, head_dim=DIM, v_head_dim=DIM, scaling=DIM**-0.5,
+    k_scale_float=None, v_scale_float=None,
 )  # fmt: skip
 PADDING = 3
 
@@ -61,7 +62,9 @@ def make(table: torch.Tensor, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtyp
         model=SimpleNamespace(m3_config=SimpleNamespace(msa=CONFIG)),
         model_config=SimpleNamespace(context_len=table.shape[1]),
     )
-    return backend_module.MSAAttnBackend(runner, Dense())
+    made = backend_module.MSAAttnBackend(runner, Dense())
+    made.runner = runner
+    return made
 
 
 def _poisoned(x: torch.Tensor) -> torch.Tensor:
@@ -191,6 +194,45 @@ def test_a_dense_layer_is_the_other_backends(table: torch.Tensor, monkeypatch: p
         "forward",
         "get_cuda_graph_seq_len_fill_value",
     ]
+
+
+@pytest.mark.parametrize("kind", CASES)
+def test_a_dense_layer_on_a_cpu(kind: str, table: torch.Tensor, monkeypatch: pytest.MonkeyPatch):
+    """Against torch's own attention over each sequence; the cache of the layer is poisoned like the others."""
+    torch.manual_seed(0)
+    msa = make(table, monkeypatch)
+    dense = CpuDenseAttnBackend(msa.runner)
+    step, before = CASES[kind](table)
+    k_cache, v_cache = msa.token_to_kv_pool.get_kv_buffer(0)
+    for request, count in before:
+        slots = table[request, :count].long()
+        k_cache[slots], v_cache[slots] = torch.randn(2, count, KV_HEADS, DIM).unbind()
+    dense.init_forward_metadata(step)
+    given = inputs(len(step.out_cache_loc) + PADDING)
+    layer = SimpleNamespace(**(vars(LAYER) | {"layer_id": 0}))
+    output = dense.forward(given["q"], given["k"], given["v"], layer, step)
+
+    at, requests = 0, iter(step.req_pool_indices.tolist())
+    for rows in dense.forward_metadata.rows:
+        batch = rows.batch
+        for row in range(batch.num_seqs):
+            request = next(requests)
+            new, length = int(batch.cu_seqlens_q[row + 1] - batch.cu_seqlens_q[row]), int(batch.seq_lens[row])
+            slots = table[request, :length].long()
+            mask = torch.arange(length) <= torch.arange(length - new, length)[:, None]
+            tokens = slice(at, at + new)
+            expected = torch.nn.functional.scaled_dot_product_attention(
+                given["q"][tokens].view(new, HEADS, DIM).transpose(0, 1),
+                k_cache[slots].transpose(0, 1),
+                v_cache[slots].transpose(0, 1),
+                attn_mask=mask,
+                enable_gqa=True,
+            )
+            found = output[tokens].view(new, HEADS, DIM).transpose(0, 1)
+            torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+            at += new
+    assert at == len(step.out_cache_loc)
+    assert (output[at:] == 0).all()
 
 
 def test_a_step_as_a_graph_takes_it(table: torch.Tensor, monkeypatch: pytest.MonkeyPatch):
