@@ -7,10 +7,13 @@ from pathlib import Path
 import pytest
 
 from ..compare import Answer, assert_same
-from ..prompts import BLOCKS, BRANCH, FIRST, LONGER, MANY, MANY_TOKENS
+from ..prompts import BLOCKS, BRANCH, FIRST, LONGER, MANY
 from .engines import ask, engine, generate, read
 
 NEW_TOKENS = 12
+# SGLang admits a request only with room for its whole answer and a page for each one that is running. It takes requests
+# back when those grow by more than that.
+MANY_TOKENS = 300
 
 
 @pytest.fixture(scope="module")
@@ -47,18 +50,18 @@ def test_prefix_hits(tiny: Path, plain: dict[str, list[Answer]], chunk: int):
 
 @pytest.mark.parametrize("caching", [True, False])
 def test_a_cache_too_small_for_the_load(tiny: Path, plain: dict[str, list[Answer]], caching: bool):
-    """Requests are taken back and resumed, and cached prefixes evicted: 24 pages for a load of 60."""
+    """Requests are taken back and resumed, and cached prefixes evicted: 54 pages for a load of 69."""
     with engine(
         tiny,
         disable_radix_cache=not caching,
-        max_total_tokens=24 * 128,
+        max_total_tokens=54 * 128,
         context_length=2048,
         chunked_prefill_size=512,
         # Admit as many as fit now, as if answers took no room.
         schedule_conservativeness=0.01,
     ) as llm:
         retractions = 0
-        for _ in range(2):
+        for _ in range(2 if caching else 1):
             outputs = generate(llm, MANY, MANY_TOKENS)
             retractions += sum(output["meta_info"]["num_retractions"] for output in outputs)
             for output, expected in zip(outputs, plain["many"], strict=True):
