@@ -51,10 +51,10 @@ def wrap(
     runner: ModelRunner,
     full_attn_backend: AttentionBackend,
 ) -> AttentionBackend:
-    """In place of SGLang's own wrapping: another backend that was selected serves our model's dense layers."""
+    """In place of SGLang's own wrapping: another backend that was selected serves MiniMax-M3's dense layers."""
     if isinstance(full_attn_backend, MSAAttnBackend):
         return full_attn_backend
-    if isinstance(runner.model, MiniMaxM3ForCausalLM):
+    if set(M3_ARCHITECTURES).intersection(runner.model_config.hf_config.architectures):
         return MSAAttnBackend(runner, full_attn_backend)
     return original(runner, full_attn_backend)
 
@@ -207,6 +207,6 @@ def _check_model(runner: ModelRunner) -> None:
         raise refusals.no_msa_layers(runner.model_config.model_path, found, M3_ARCHITECTURES)
     taken = type(runner.model)
     raise MSAError(
-        f"SGLang took {taken.__module__}.{taken.__name__} for this model and not msa-backend's class; look in its log for "
-        "an import error of msa_backend.model.sglang, or set MSA_DISABLE=1 to serve without msa-backend"
+        f"SGLang took {taken.__module__}.{taken.__name__} for this model and not msa-backend's class; look in its log "
+        "for an import error of msa_backend.model.sglang, or set MSA_DISABLE=1 to serve without msa-backend"
     )

@@ -40,9 +40,8 @@ def register(architectures: Iterable[str]) -> None:
         return
     warn_outside_tested_versions(sglang.__version__)
     sglang_attn_backend_wrapper.apply(_wrap)
+    # Not among those for deterministic inference: that results do not hang on the batch is nowhere tested.
     engine.add_attention_backend_choices([SGLANG_BACKEND_NAME])
-    engine.add_deterministic_attention_backend_choices([SGLANG_BACKEND_NAME])
-    engine.add_radix_supported_deterministic_attention_backend_choices([SGLANG_BACKEND_NAME])
     AutoConfig.register(M3TextConfig.model_type, M3TextConfig, exist_ok=True)
     os.environ.setdefault(MODEL_PACKAGE_VARIABLE, MODEL_PACKAGE)
     served = frozenset(architectures)

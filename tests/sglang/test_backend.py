@@ -16,8 +16,9 @@ from msa_backend.sglang.pools import check_pool, pages_of
 
 from .batches import DIM, decode, extend, idle, pool, request_table, verify
 
-HEADS, KV_HEADS, TOPK = 4, 2, 2
-CONFIG = MSAConfig(HEADS, KV_HEADS, DIM, KV_HEADS, DIM, BLOCK_SIZE, TOPK, 0, 1, (False, True))
+HEADS, KV_HEADS = 4, 2
+CHOICE = {"topk": 3, "init_blocks": 1, "local_blocks": 1}
+CONFIG = MSAConfig(HEADS, KV_HEADS, DIM, KV_HEADS, DIM, BLOCK_SIZE, sparse_layers=(False, True), **CHOICE)
 REQUESTS, PAGES_EACH = 5, 7
 LAYER = SimpleNamespace(
     layer_id=1, tp_q_head_num=HEADS, head_dim=DIM, v_head_dim=DIM, scaling=DIM**-0.5, k_scale_float=None,
@@ -48,6 +49,9 @@ def table() -> torch.Tensor:
 
 
 def make(table: torch.Tensor, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype = torch.float32) -> Any:
+    """A backend over poisoned caches, which writes its output over poison."""
+    new_empty = torch.Tensor.new_empty
+    monkeypatch.setattr(torch.Tensor, "new_empty", lambda x, *a, **k: _poisoned(new_empty(x, *a, **k)))
     monkeypatch.setattr(backend_module, "_check_model", lambda runner: None)
     runner = SimpleNamespace(
         device="cpu",
@@ -58,6 +62,10 @@ def make(table: torch.Tensor, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtyp
         model_config=SimpleNamespace(context_len=table.shape[1]),
     )
     return backend_module.MSAAttnBackend(runner, Dense())
+
+
+def _poisoned(x: torch.Tensor) -> torch.Tensor:
+    return x.fill_(torch.nan) if x.is_floating_point() and x.element_size() > 1 else x
 
 
 def remember(msa: Any, table: torch.Tensor, request: int, count: int):
@@ -89,7 +97,7 @@ def assert_right(msa: Any, step: Any, given: dict[str, torch.Tensor], output: to
     assert torch.equal(caches.index_k[page, offset], given["idx_k"][new, 0])
 
     for rows in msa.forward_metadata.rows:
-        block_ids = reference.select_blocks(given["idx_q"][rows.tokens], caches.index_k, rows.batch, topk=TOPK)
+        block_ids = reference.select_blocks(given["idx_q"][rows.tokens], caches.index_k, rows.batch, **CHOICE)
         expected = reference.sparse_attention(
             given["q"][rows.tokens].view(-1, HEADS, DIM), caches.k, caches.v, block_ids, rows.batch, scale=LAYER.scaling
         )
@@ -153,8 +161,13 @@ def test_an_fp8_cache(dtype: torch.dtype, table: torch.Tensor, monkeypatch: pyte
     scales = {"k_scale_float": 0.5, "v_scale_float": 0.25}
     _, output = msa.forward(**given, layer=SimpleNamespace(**(vars(LAYER) | scales)), forward_batch=step)
     caches = pages_of(msa.token_to_kv_pool, 1)
+    k, v = (buffer[step.out_cache_loc].float() for buffer in msa.token_to_kv_pool.get_kv_buffer(1))
+    # Two or three bits behind the point, and nothing of an fp8 number below the smallest normal one.
+    torch.testing.assert_close(k * 0.5, given["k"], atol=0.02, rtol=0.15)
+    torch.testing.assert_close(v * 0.25, given["v"], atol=0.02, rtol=0.15)
+
     (rows,) = msa.forward_metadata.rows
-    block_ids = reference.select_blocks(given["idx_q"], caches.index_k, rows.batch, topk=TOPK)
+    block_ids = reference.select_blocks(given["idx_q"], caches.index_k, rows.batch, **CHOICE)
     expected = reference.sparse_attention(
         given["q"].view(-1, HEADS, DIM), caches.k, caches.v, block_ids, rows.batch, scale=LAYER.scaling, k_scale=0.5,
         v_scale=0.25,

@@ -138,6 +138,25 @@ def test_the_in_tree_class(tiny: Path):
         _check_model(runner)
 
 
+def test_what_is_wrapped_and_what_is_left_alone():
+    """Whatever backend was selected: MiniMax-M3's sparse layers are never SGLang's, other models always are."""
+    from msa_backend.sglang import backend
+
+    def runner(architecture: str) -> Any:
+        config = SimpleNamespace(architectures=[architecture])
+        return SimpleNamespace(model=object(), model_config=SimpleNamespace(hf_config=config, model_path="m"))
+
+    def wrap(original: Any, architecture: str, selected: Any) -> Any:
+        return backend.wrap(original, runner(architecture), selected)
+
+    in_tree = object()
+    assert wrap(lambda *_: in_tree, "LlamaForCausalLM", object()) is in_tree
+    with pytest.raises(MSAError, match=r"SGLang took builtins\.object"):
+        wrap(lambda *_: in_tree, "MiniMaxM3SparseForCausalLM", object())
+    ours = object.__new__(backend.MSAAttnBackend)
+    assert wrap(lambda *_: in_tree, "MiniMaxM3SparseForCausalLM", ours) is ours
+
+
 def test_another_model_package(tiny: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("SGLANG_EXTERNAL_MODEL_PACKAGE", "my.models")
     message = refusal(tiny)
