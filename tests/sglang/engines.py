@@ -16,6 +16,8 @@ ENVIRONMENT = {
     # Without this SGLang looks for a GPU, whatever its options say.
     "SGLANG_USE_CPU_ENGINE": "1",
     "HF_HUB_OFFLINE": "1",
+    # The tensors of a tiny model are too small to share, and another engine runs beside this one.
+    "OMP_NUM_THREADS": "1",
 }
 
 

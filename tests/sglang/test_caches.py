@@ -46,19 +46,25 @@ def test_prefix_hits(tiny: Path, plain: dict[str, list[Answer]], chunk: int):
 
 
 @pytest.mark.parametrize("caching", [True, False])
-def test_a_cache_too_small_for_the_load(tiny: Path, plain: dict[str, list[Answer]], caching: bool):
-    """Requests are taken back and resumed, and cached prefixes evicted: 24 pages for a load of 60."""
+def test_a_cache_too_small_for_the_load(
+    tiny: Path, plain: dict[str, list[Answer]], caching: bool, monkeypatch: pytest.MonkeyPatch
+):
+    """Requests are taken back and resumed, and cached prefixes evicted: 24 pages for a load of 59.
+
+    SGLang admits requests so carefully that it seldom has to take one back. Its own switch for tests does it every 50
+    steps, on the path that it takes when memory has run out.
+    """
+    monkeypatch.setenv("SGLANG_TEST_RETRACT", "1")
+    monkeypatch.setenv("SGLANG_TEST_RETRACT_INTERVAL", "50")
     with engine(
         tiny,
         disable_radix_cache=not caching,
         max_total_tokens=24 * 128,
         context_length=2048,
         chunked_prefill_size=512,
-        # Admit as many as fit now, as if answers took no room.
-        schedule_conservativeness=0.01,
     ) as llm:
         retractions = 0
-        for _ in range(2):
+        for _ in range(2 if caching else 1):
             outputs = generate(llm, MANY, MANY_TOKENS)
             retractions += sum(output["meta_info"]["num_retractions"] for output in outputs)
             for output, expected in zip(outputs, plain["many"], strict=True):
