@@ -16,6 +16,7 @@ import pytest
 
 from msa_backend.config import MSAError
 
+from ..damage import BAD_CONFIGS, LACKS_LAYER_4, add_a_layer, remove_weights, truncate_a_shard
 from .engines import ENVIRONMENT
 
 
@@ -101,40 +102,22 @@ def test_options_msa_cannot_serve(tiny: Path, options: dict[str, Any], says: lis
 
 
 # A list of another length than num_hidden_layers is refused by `transformers`, which SGLang asks first.
-@pytest.mark.parametrize(
-    ("change", "says"),
-    [
-        (lambda text: text.pop("sparse_attention_config"), "no sparse section"),
-        (lambda text: text["sparse_attention_config"].update(sparse_block_size=64), "block size is 64"),
-        (lambda text: text["sparse_attention_config"].update(sparse_num_index_heads=1), "1 index heads for 2 KV heads"),
-        (lambda text: text["sparse_attention_config"].update(sparse_local_block=9), "9 local"),
-        (lambda text: text.update(head_dim=64), "head_dim is 64"),
-        (lambda text: text.update(layer_types=["full_attention"] * 4), "contradicts itself"),
-    ],
-)
+@pytest.mark.parametrize(("change", "says"), BAD_CONFIGS)
 def test_configs_msa_cannot_serve(edited: Callable[..., Path], change: Callable[[dict[str, Any]], None], says: str):
     assert says in refusal(edited(change))
 
 
 def test_a_truncated_shard(edited: Callable[..., Path]):
     folder = edited(lambda text: None)
-    shard = sorted(folder.glob("*.safetensors"))[-1]
-    shard.write_bytes(shard.read_bytes()[:-1000])
-    assert f"{shard.name} is truncated" in refusal(folder)
+    says = truncate_a_shard(folder)
+    assert says in refusal(folder)
 
 
 def test_a_layer_more_than_the_checkpoint_has(edited: Callable[..., Path]):
-    def grow(text: dict[str, Any]) -> None:
-        text["num_hidden_layers"] += 1
-        text["moe_layer_freq"].append(1)
-        for key in ("sparse_attention_freq", "sparse_disable_index_value"):
-            text["sparse_attention_config"][key].append(1)
-
-    assert "lacks weights that its config asks for: model.layers.4." in refusal(edited(grow))
+    assert LACKS_LAYER_4 in refusal(edited(add_a_layer))
 
 
 def test_dummy_weights_need_no_files(edited: Callable[..., Path]):
     folder = edited(lambda text: None)
-    for file in folder.glob("*.safetensors*"):
-        file.unlink()
+    remove_weights(folder)
     assert start(folder, load_format="dummy") is not None
