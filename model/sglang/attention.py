@@ -13,6 +13,7 @@ from sglang.srt.runtime_context import get_parallel
 from torch import nn
 
 from ..config import M3Config
+from ..heads import norm_heads
 
 if TYPE_CHECKING:
     from sglang.srt.layers.quantization.base_config import QuantizationConfig
@@ -84,8 +85,8 @@ class M3DenseAttention(nn.Module):
         self, positions: torch.Tensor, query: torch.Tensor, key: torch.Tensor, q_norm: nn.Module, k_norm: nn.Module
     ) -> tuple[torch.Tensor, torch.Tensor]:
         # Contiguous, because SGLang's rope kernels write in place and the inputs are slices of one projection.
-        query = _norm_heads(q_norm, query, self.head_dim)
-        key = _norm_heads(k_norm, key, self.head_dim)
+        query = norm_heads(q_norm, query, self.head_dim)
+        key = norm_heads(k_norm, key, self.head_dim)
         return self.rotary_emb(positions, query, key)
 
 
@@ -130,8 +131,3 @@ class M3SparseAttention(M3DenseAttention):
         )
         output, _ = self.o_proj(attended)
         return output
-
-
-def _norm_heads(norm: nn.Module, x: torch.Tensor, head_dim: int) -> torch.Tensor:
-    """RMS-norm each head of ``[num_tokens, num_heads * head_dim]`` by itself; contiguous."""
-    return norm(x.reshape(-1, head_dim)).view(x.shape)

@@ -20,6 +20,7 @@ from vllm.utils.torch_utils import kv_cache_dtype_str_to_dtype
 from msa_backend.vllm.layer import MSAAttention, NormRope
 
 from ..config import M3Config
+from ..heads import norm_heads
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -61,8 +62,8 @@ class _M3Attention(nn.Module):
         self, positions: torch.Tensor, query: torch.Tensor, key: torch.Tensor, q_norm: nn.Module, k_norm: nn.Module
     ) -> tuple[torch.Tensor, torch.Tensor]:
         # Contiguous, because vLLM's rope kernels write in place and the inputs are slices of one projection.
-        query = _norm_heads(q_norm, query, self.head_dim)
-        key = _norm_heads(k_norm, key, self.head_dim)
+        query = norm_heads(q_norm, query, self.head_dim)
+        key = norm_heads(k_norm, key, self.head_dim)
         return self.rotary_emb(positions, query, key)
 
 
@@ -158,8 +159,3 @@ class M3SparseAttention(_M3Attention):
             self.index_k_norm.weight,
             self.q_norm.variance_epsilon,
         )
-
-
-def _norm_heads(norm: nn.Module, x: torch.Tensor, head_dim: int) -> torch.Tensor:
-    """RMS-norm each head of ``[num_tokens, num_heads * head_dim]`` by itself; contiguous."""
-    return norm(x.reshape(-1, head_dim)).view(x.shape)

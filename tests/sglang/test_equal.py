@@ -6,7 +6,6 @@ tolerance agree with each other.
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ import pytest
 import torch
 
 from .. import oracle
-from ..compare import Answer, assert_same, assert_true
+from ..compare import Answer, assert_as_close_in_bf16, assert_same, assert_true
 from ..prompts import LENGTHS, LONG, LONG_ANSWERS, NEW_TOKENS, PROMPTS
 from .engines import ask, engine
 
@@ -80,23 +79,10 @@ def test_text_only(text_only: Path, whole: list[Answer]):
 
 
 def test_bf16(tmp_path: Path):
-    """In bf16 the answers are as far from the truth as those of ``transformers`` in bf16, and no farther.
-
-    Why so, and why half as much again: see the test of this name in tests/vllm.
-    """
     from msa_backend.tiny import write_tiny_checkpoint
 
     model = write_tiny_checkpoint(tmp_path / "bf16", dtype="bfloat16")
     prompts = [oracle.random_prompt(length, seed=2) for length in (100, 900, 1500, 2500)]
     with engine(model, dtype="bfloat16", chunked_prefill_size=512) as llm:
         answers = ask(llm, prompts, 1, prompt_logprobs=True)
-    exact, rounded = oracle.load(model), oracle.load(model, torch.bfloat16)
-    ours, theirs = [], []
-    for prompt, answer in zip(prompts, answers, strict=True):
-        true = oracle.prompt_logprobs(exact, prompt)
-        ours.append((torch.tensor(answer.prompt_logprobs) - true).abs())
-        theirs.append((oracle.prompt_logprobs(rounded, prompt).float() - true).abs())
-    for measure in (torch.mean, *(partial(torch.quantile, q=share) for share in (0.5, 0.9, 0.99))):
-        our_noise, their_noise = (measure(torch.cat(distances)).item() for distances in (ours, theirs))
-        print(f"bf16: {our_noise:.4f} ours, {their_noise:.4f} transformers'")
-        assert our_noise <= 1.5 * their_noise
+    assert_as_close_in_bf16(answers, prompts, model)

@@ -6,7 +6,6 @@ Whole and in chunks of 256, each in another form of the same checkpoint, and und
 from __future__ import annotations
 
 import os
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ import pytest
 import torch
 
 from .. import oracle
-from ..compare import Answer, assert_same, assert_true
+from ..compare import Answer, assert_as_close_in_bf16, assert_same, assert_true
 from ..prompts import LENGTHS, LONG, LONG_ANSWERS, NEW_TOKENS, PROMPTS
 from .engines import ask, engine
 
@@ -81,27 +80,10 @@ def test_two_ranks(default: Path, whole: list[Answer], monkeypatch: pytest.Monke
 
 
 def test_bf16(tmp_path: Path):
-    """In bf16 the answers are as far from the truth as those of ``transformers`` in bf16, and no farther.
-
-    The truth is the same bf16 weights computed in fp32. Two bf16 implementations round at different places, so they
-    are not compared with each other but by their distances to it: the mean, and the distance that half, nine tenths
-    and 99 in 100 of 5,000 tokens stay within. Half as much again is granted, because vLLM and transformers do not
-    round equally often. The single largest distance proves nothing: in any bf16 implementation rounding flips a close
-    choice of a block or an expert here and there, and moves that token by as much as a wrong kernel would.
-    """
     from msa_backend.tiny import write_tiny_checkpoint
 
     model = write_tiny_checkpoint(tmp_path / "bf16", dtype="bfloat16")
     prompts = [oracle.random_prompt(length, seed=2) for length in (100, 900, 1500, 2500)]
     with engine(model, dtype="bfloat16", max_num_batched_tokens=512) as llm:
         answers = ask(llm, prompts, 1, prompt_logprobs=True)
-    exact, rounded = oracle.load(model), oracle.load(model, torch.bfloat16)
-    ours, theirs = [], []
-    for prompt, answer in zip(prompts, answers, strict=True):
-        true = oracle.prompt_logprobs(exact, prompt)
-        ours.append((torch.tensor(answer.prompt_logprobs) - true).abs())
-        theirs.append((oracle.prompt_logprobs(rounded, prompt).float() - true).abs())
-    for measure in (torch.mean, *(partial(torch.quantile, q=share) for share in (0.5, 0.9, 0.99))):
-        our_noise, their_noise = (measure(torch.cat(distances)).item() for distances in (ours, theirs))
-        print(f"bf16: {our_noise:.4f} ours, {their_noise:.4f} transformers'")
-        assert our_noise <= 1.5 * their_noise
+    assert_as_close_in_bf16(answers, prompts, model)
