@@ -2,11 +2,32 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 
 from msa_backend.config import MSAConfig, MSAError
 from msa_backend.kernels.batch import BLOCK_SIZE
 from msa_backend.names import BACKEND_NAME
+
+ALLOW_UNTESTED = "MSA_ALLOW_UNTESTED"
+"""Set to 1 by a user who wants to try what no test has run."""
+
+
+def check_tested(given: str, tested: str) -> None:
+    """Refuse what no test has run on this engine and device, unless the user asked to try it.
+
+    Args:
+        given: what the user has, as the beginning of a sentence.
+        tested: what there is instead.
+
+    Raises:
+        MSAError: always, but for ``MSA_ALLOW_UNTESTED=1``.
+    """
+    if os.environ.get(ALLOW_UNTESTED, "0") in ("", "0"):
+        raise MSAError(
+            f"{given}, but msa-backend is tested with {tested} only; set {ALLOW_UNTESTED}=1 to try it all the same, "
+            "or MSA_DISABLE=1 to serve without msa-backend"
+        )
 
 
 def page_size(option: str, value: int) -> MSAError:

@@ -113,10 +113,12 @@ class M3MoE(nn.Module):
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         router_logits, _ = self.gate(hidden_states.float())
+        # First, because SGLang's fused experts write their output over their input.
+        shared = None if self.shared_experts is None else self.shared_experts(hidden_states)
         if self.on_cpu:
             output = self.experts(hidden_states, router_logits, self.e_score_correction_bias)
         else:
             output = self.experts(hidden_states, self.topk(hidden_states, router_logits))
-        if self.shared_experts is not None:
-            output = output + self.shared_experts(hidden_states)
+        if shared is not None:
+            output = output + shared
         return tensor_model_parallel_all_reduce(output) if get_parallel().tp_size > 1 else output

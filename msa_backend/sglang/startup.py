@@ -150,6 +150,8 @@ def _check_options(server_args: Any, options: Any) -> None:
             f"--speculative-algorithm is {options.speculative_algorithm}, but msa-backend does not serve drafts on "
             "SGLang yet; leave it out, or set MSA_DISABLE=1 for SGLang's own class"
         )
+    if options.device != "cpu":
+        refusals.check_tested(f"--device is {options.device}", "SGLang on a CPU")
     if options.device == "cpu" and os.environ.get("SGLANG_USE_CPU_ENGINE") != "1":
         raise MSAError(
             "--device is cpu, but SGLang builds its CPU layers only with SGLANG_USE_CPU_ENGINE=1 in the environment; "

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import SimpleNamespace
 
 import pytest
@@ -12,11 +14,24 @@ from msa_backend.model.experts import choose_experts, run_experts
 
 from ..model import configs
 
+
+@contextmanager
+def parallel_state(ranks: int, rank: int = 0) -> Iterator[None]:
+    """SGLang's, as far as the experts ask."""
+    from msa_backend.model.sglang import cpu_experts, mlp
+
+    parallel = SimpleNamespace(tp_size=ranks, tp_rank=rank)
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (cpu_experts, mlp):
+            patch.setattr(module, "get_parallel", lambda: parallel)
+        yield
+
+
 CONFIG = M3Config.from_text_config(configs.original())
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 4])
-def test_the_ranks_add_up(ranks: int, monkeypatch: pytest.MonkeyPatch):
+def test_the_ranks_add_up(ranks: int):
     from msa_backend.model.sglang import cpu_experts
 
     torch.manual_seed(0)
@@ -27,18 +42,41 @@ def test_the_ranks_add_up(ranks: int, monkeypatch: pytest.MonkeyPatch):
 
     total = torch.zeros(9, hidden)
     for rank in range(ranks):
-        parallel = SimpleNamespace(tp_size=ranks, tp_rank=rank)
-        monkeypatch.setattr(cpu_experts, "get_parallel", lambda parallel=parallel: parallel)
-        experts = cpu_experts.CpuExperts(CONFIG)
-        for expert in range(count):
-            for weight, tensor, shard in (
-                (experts.w13_weight, gate, "w1"),
-                (experts.w13_weight, up, "w3"),
-                (experts.w2_weight, down, "w2"),
-            ):
-                weight.weight_loader(weight, tensor[expert], "name", shard_id=shard, expert_id=expert)
-        total += experts(x, logits, bias)
+        with parallel_state(ranks, rank):
+            experts = cpu_experts.CpuExperts(CONFIG)
+            for expert in range(count):
+                for weight, tensor, shard in (
+                    (experts.w13_weight, gate, "w1"),
+                    (experts.w13_weight, up, "w3"),
+                    (experts.w2_weight, down, "w2"),
+                ):
+                    weight.weight_loader(weight, tensor[expert], "name", shard_id=shard, expert_id=expert)
+            total += experts(x, logits, bias)
 
     weights, chosen = choose_experts(logits, bias, CONFIG.num_experts_per_tok, CONFIG.routed_scaling_factor)
     expected = run_experts(x, weights, chosen, torch.cat((gate, up), 1), down, CONFIG.swiglu_alpha, CONFIG.swiglu_limit)
     torch.testing.assert_close(total, expected, atol=1e-4, rtol=1e-5)
+
+
+def test_experts_may_overwrite_their_input():
+    """SGLang's fused experts do, on a GPU; the shared expert must have read it before."""
+    from msa_backend.model.sglang.mlp import M3MoE
+
+    class InPlace(torch.nn.Module):
+        def forward(self, x: torch.Tensor, *_: torch.Tensor) -> torch.Tensor:
+            return x.fill_(7.0)
+
+    class Gate(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, None]:
+            return x, None
+
+    moe = M3MoE.__new__(M3MoE)
+    torch.nn.Module.__init__(moe)
+    moe.gate, moe.experts, moe.shared_experts = Gate(), InPlace(), torch.nn.Identity()
+    moe.on_cpu, moe.e_score_correction_bias = True, None
+    x = torch.randn(3, 4)
+    # The identity hands its input on, so a copy stands for what a real expert computes from it.
+    moe.shared_experts.register_forward_hook(lambda module, given, output: output.clone())
+    expected = x + 7.0
+    with parallel_state(1):
+        torch.testing.assert_close(moe(x), expected)

@@ -10,6 +10,7 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -99,6 +100,16 @@ def test_options_msa_cannot_serve(tiny: Path, options: dict[str, Any], says: lis
     message = refusal(tiny, **options)
     for words in says:
         assert words in message
+
+
+def test_a_gpu_is_refused_until_it_is_tested(monkeypatch: pytest.MonkeyPatch):
+    from msa_backend.sglang import startup
+
+    options = SimpleNamespace(device="cuda", page_size=None, disaggregation_mode="null", speculative_algorithm=None)
+    with pytest.raises(MSAError, match="--device is cuda, but .* SGLang on a CPU only; set MSA_ALLOW_UNTESTED=1"):
+        startup._check_options(options, options)
+    monkeypatch.setenv("MSA_ALLOW_UNTESTED", "1")
+    startup._check_options(options, options)
 
 
 # A list of another length than num_hidden_layers is refused by `transformers`, which SGLang asks first.
