@@ -51,7 +51,7 @@ engine-tests: $(VENV)/.test-ready
 ifdef ARGS
 	$(BIN)/python -m pytest $(ARGS)
 else
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder -m "not alone" tests/$(ENGINE)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder -m "not alone" tests/$(ENGINE) tests/patches
 	$(BIN)/python -m pytest -m alone tests/$(ENGINE)
 endif
 

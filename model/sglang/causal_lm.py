@@ -10,8 +10,8 @@ from sglang.srt.layers.logits_processor import LogitsProcessor
 from sglang.srt.layers.vocab_parallel_embedding import ParallelLMHead
 from torch import nn
 
+from msa_backend.sglang.in_place import require_in_place
 from msa_backend.sglang.model_config import recorded
-from msa_backend.sglang.registration import require_in_place
 
 from .decoder import M3Model
 from .load import load_weights

@@ -19,9 +19,9 @@ from msa_backend.names import M3_ARCHITECTURES
 
 from .dense import CpuDenseAttnBackend
 from .engine import get_default_attn_backend
+from .in_place import require_in_place
 from .metadata import LastingBuffers, MSAMetadata, build
 from .pools import check_pool, pages_of
-from .registration import require_in_place
 
 if TYPE_CHECKING:
     from sglang.srt.layers.radix_attention import RadixAttention

@@ -11,21 +11,18 @@ import sglang
 from sglang.srt.layers.attention.attention_registry import ATTENTION_BACKENDS, register_attention_backend
 from transformers import AutoConfig, PretrainedConfig
 
-from msa_backend.config import MSAError
 from msa_backend.names import SGLANG_BACKEND_NAME
-from msa_backend.patches import sglang_attn_backend_wrapper
+from msa_backend.patches import sglang_attn_backend_wrapper, sglang_model_config
 from msa_backend.versions import is_supported, supported_range
 
 from . import engine
+from .in_place import MODEL_PACKAGE, MODEL_PACKAGE_VARIABLE
 
 if TYPE_CHECKING:
     from sglang.srt.layers.attention.base_attn_backend import AttentionBackend
     from sglang.srt.model_executor.model_runner import ModelRunner
 
 logger = logging.getLogger("sglang.msa_backend")
-
-MODEL_PACKAGE = "msa_backend.model.sglang.entry"
-MODEL_PACKAGE_VARIABLE = "SGLANG_EXTERNAL_MODEL_PACKAGE"
 
 
 class M3TextConfig(PretrainedConfig):
@@ -39,7 +36,8 @@ def register(architectures: Iterable[str]) -> None:
     if SGLANG_BACKEND_NAME in ATTENTION_BACKENDS:
         return
     warn_outside_tested_versions(sglang.__version__)
-    sglang_attn_backend_wrapper.apply(_wrap)
+    sglang_attn_backend_wrapper.PATCH.apply(_wrap)
+    sglang_model_config.PATCH.apply()
     # Not among those for deterministic inference: that results do not hang on the batch is nowhere tested.
     engine.add_attention_backend_choices([SGLANG_BACKEND_NAME])
     AutoConfig.register(M3TextConfig.model_type, M3TextConfig, exist_ok=True)
@@ -61,21 +59,6 @@ def warn_outside_tested_versions(version: str) -> bool:
         supported_range("sglang"),
     )
     return True
-
-
-def require_in_place() -> None:
-    """Refuse to serve from a process in which SGLang dropped part of the plugin, as it does with a line in the log.
-
-    Raises:
-        MSAError: the backend is not registered here, or the patch did not take.
-    """
-    status = sglang_attn_backend_wrapper.status()
-    if SGLANG_BACKEND_NAME not in ATTENTION_BACKENDS or status != "applied":
-        raise MSAError(
-            f"SGLang did not take msa-backend's plugin in this process (the patch {sglang_attn_backend_wrapper.NAME} "
-            f"is {status}) and would serve its in-tree attention; look for msa in its log and in SGLANG_PLUGINS, or "
-            "set MSA_DISABLE=1 to serve without msa-backend"
-        )
 
 
 # Adapter code is imported where it is called: every process of SGLang loads the plugin, whatever it serves.

@@ -16,7 +16,7 @@ from msa_backend.names import M3_ARCHITECTURES, SGLANG_BACKEND_NAME
 
 from . import model_config as m3
 from .engine import declare_resolution, resolving_view
-from .registration import MODEL_PACKAGE, MODEL_PACKAGE_VARIABLE, require_in_place
+from .in_place import MODEL_PACKAGE, MODEL_PACKAGE_VARIABLE, require_in_place
 
 logger = logging.getLogger("sglang.msa_backend")
 
@@ -81,8 +81,6 @@ def prepare(server_args: Any, hf_config: Any) -> dict[str, Any]:
             is_whole=hasattr(hf_config, "text_config"),
         ),
     )
-    # SGLang keeps the config that it has read so far; what is recorded changes it, so it must be read again.
-    server_args._model_config = None
     return _selected_backend(server_args) | {"page_size": BLOCK_SIZE}
 
 

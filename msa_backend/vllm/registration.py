@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import vllm
 from transformers import AutoConfig
@@ -23,13 +23,21 @@ MODEL_CLASS = "msa_backend.model.vllm.causal_lm:MiniMaxM3ForCausalLM"
 DRAFT_ARCHITECTURE = "MiniMaxM3MTP"
 
 
-def register(architectures: Iterable[str]) -> None:
-    """Register once per process; later calls change nothing."""
+def register(architectures: Iterable[str], entry_point: Callable[[], None]) -> None:
+    """Register once per process; later calls change nothing.
+
+    Args:
+        architectures: those that our model class serves.
+        entry_point: what calls this in every process of vLLM; a function of a module, so that it pickles.
+
+    Raises:
+        PatchError: this vLLM is not what a patch was made for.
+    """
     if BACKEND_NAME in AttentionBackendEnum.__members__:
         return
     warn_outside_tested_versions(vllm.__version__)
     register_backend(BACKEND_NAME, BACKEND_CLASS)
-    vllm_backend_name.apply(BACKEND_NAME)
+    vllm_backend_name.PATCH.apply(entry_point)
     # vLLM has a class for the text half's config, but looks only for the whole model's type.
     AutoConfig.register(MiniMaxM3TextConfig.model_type, MiniMaxM3TextConfig, exist_ok=True)
     for architecture in architectures:
@@ -40,7 +48,7 @@ def register(architectures: Iterable[str]) -> None:
     # vLLM looks at the draft's class before it asks the target's start-up check, which refuses MTP. Its own draft
     # class would fail that look on a CPU, with a stack trace in place of the refusal.
     ModelRegistry.register_model(DRAFT_ARCHITECTURE, MODEL_CLASS)
-    vllm_refuse_other_models.apply(BACKEND_NAME, frozenset(architectures))
+    vllm_refuse_other_models.PATCH.apply(frozenset(architectures))
 
 
 def warn_outside_tested_versions(version: str) -> bool:

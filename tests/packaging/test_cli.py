@@ -14,8 +14,9 @@ from types import ModuleType
 
 import pytest
 
-from msa_backend import cli, doctor, patches, versions
+from msa_backend import cli, doctor, versions
 from msa_backend.doctor import Report
+from msa_backend.patches.registry import PATCHES
 
 ROOT = Path(__file__).parents[2]
 
@@ -29,14 +30,15 @@ def no_engine(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.fixture
-def broken_patch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
-    """A patch whose target has changed its shape, beside the real ones."""
-    (tmp_path / "vllm_stale.py").write_text(
-        "NAME = WHY = 'vllm_stale'\ndef status(): return 'failed: the target has moved'\n"
-    )
-    monkeypatch.setattr(patches, "__path__", [*patches.__path__, str(tmp_path)])
-    monkeypatch.delitem(sys.modules, "msa_backend.patches.vllm_stale", raising=False)
-    return "vllm_stale"
+def broken_patch(monkeypatch: pytest.MonkeyPatch) -> str:
+    """A patch whose status cannot be asked, since its target has changed its shape, beside the real ones."""
+
+    def status() -> str:
+        raise AttributeError("the target has moved")
+
+    stale = dataclasses.replace(PATCHES[0], name="vllm_stale", status=status)
+    monkeypatch.setattr(doctor, "PATCHES", (*PATCHES, stale))
+    return stale.name
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
@@ -90,13 +92,18 @@ def test_doctor_prints_the_same_report_in_both_forms(
     text = capsys.readouterr().out
     for name, version in report.versions.items():
         assert f"{name:<14}{version or 'not installed'}" in text
-    assert {patch["name"] for patch in report.patches} >= {"vllm_cpu_version", "sglang_attn_backend_wrapper"}
+    for patch in report.patches:
+        assert f"{'patch':<14}{patch['name']}: {patch['status']}" in text
+    assert [patch["name"] for patch in report.patches] == [patch.name for patch in PATCHES]
 
 
 @pytest.mark.usefixtures("no_engine")
 def test_doctor_fails_when_a_patch_did_not_take(broken_patch: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["doctor"]) == 1
-    assert f"problem: The patch {broken_patch} did not take: failed: the target has moved" in capsys.readouterr().out
+    assert (
+        f"problem: The patch {broken_patch} did not take: failed: AttributeError('the target has moved')"
+        in capsys.readouterr().out
+    )
 
 
 ENGINES = pytest.mark.parametrize("engine", doctor.PLUGIN_ENGINES, ids=lambda engine: engine.module)
@@ -107,9 +114,7 @@ ENGINES = pytest.mark.parametrize("engine", doctor.PLUGIN_ENGINES, ids=lambda en
 def test_a_patch_that_is_not_applied_is_a_problem_once_the_plugin_ran(
     engine: doctor.Engine, plugin_ran: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        doctor, "_examine_patch", lambda name: {"name": name, "status": "not applied: too early", "why": ""}
-    )
+    monkeypatch.setattr(doctor, "_status", lambda patch: "not applied: too early")
     report = Report()
     doctor._find_patches(report, engine, plugin_ran)
     assert report.patches

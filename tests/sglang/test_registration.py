@@ -62,17 +62,6 @@ def test_disabled(disabled: str):
     assert run(FOUND, MSA_DISABLE=disabled).strip().splitlines()[-1] == expected[disabled]
 
 
-def test_disabled_leaves_no_hook():
-    code = """
-from sglang.srt.plugins import load_plugins
-load_plugins()
-from msa_backend.patches import sglang_attn_backend_wrapper
-print(sglang_attn_backend_wrapper.status())
-"""
-    assert run(code, MSA_DISABLE="1").strip().splitlines()[-1] == "not applied"
-    assert run(code, MSA_DISABLE="0").strip().splitlines()[-1] == "applied"
-
-
 def test_disabled_refuses_the_flag(tiny: Path):
     """As a stock SGLang does, which knows no such backend."""
     command = [sys.executable, "-m", "sglang.launch_server", "--model-path", tiny, "--attention-backend", "msa"]
@@ -114,22 +103,6 @@ def test_an_sglang_without_the_registry_is_named(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(sglang, "__version__", "0.4.0")
     with pytest.raises(SystemExit, match=r"SGLang is 0\.4\.0, which lacks .* install one of >=0\.5\.23,<0\.5\.24"):
         register_sglang()
-
-
-def test_a_patch_that_no_longer_fits_says_so(monkeypatch: pytest.MonkeyPatch):
-    from sglang.srt.layers.attention import attention_registry
-
-    from msa_backend.patches import PatchError, sglang_attn_backend_wrapper
-
-    monkeypatch.setattr(attention_registry, "attn_backend_wrapper", lambda runner: None)
-    with pytest.raises(PatchError, match=r"sglang_attn_backend_wrapper does not fit.*SGLang 0\.5\.23"):
-        sglang_attn_backend_wrapper.apply(lambda original, *args: None)
-
-
-def test_every_patch_took():
-    from msa_backend.patches import sglang_attn_backend_wrapper
-
-    assert sglang_attn_backend_wrapper.status() == "applied"
 
 
 def test_the_stand_in_refuses_what_it_has_not():

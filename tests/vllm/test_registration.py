@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pickle
 import subprocess
 import sys
 
@@ -39,14 +38,6 @@ def test_twice_is_once():
     register_vllm()
     assert AttentionBackendEnum["MSA"] is before
     assert before.get_class().get_name() == "MSA"
-
-
-def test_the_name_survives_a_spawn():
-    """A spawned engine process unpickles the options before it loads plugins."""
-    from vllm.v1.attention.backends.registry import AttentionBackendEnum
-
-    pickled = pickle.dumps({"backend": AttentionBackendEnum["MSA"]})
-    assert run(f"import pickle; print(pickle.loads({pickled!r})['backend'].name)").strip() == "MSA"
 
 
 def test_disabled():
@@ -95,19 +86,3 @@ def test_a_vllm_without_the_registry_is_named(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(vllm, "__version__", "0.19.0")
     with pytest.raises(MSAError, match=r"vLLM is 0\.19\.0, which lacks .* install one of >=0\.32,<0\.34"):
         register_vllm()
-
-
-def test_a_patch_that_no_longer_fits_says_so(monkeypatch: pytest.MonkeyPatch):
-    from vllm.config import VllmConfig
-
-    from msa_backend.patches import PatchError, vllm_refuse_other_models
-
-    monkeypatch.setattr(VllmConfig, "try_verify_and_update_config", lambda self, more: None)
-    with pytest.raises(PatchError, match=r"vllm_refuse_other_models does not fit.*vLLM 0\.32, vLLM 0\.33"):
-        vllm_refuse_other_models.apply("MSA", frozenset())
-
-
-def test_every_patch_took():
-    from msa_backend.patches import vllm_backend_name, vllm_refuse_other_models
-
-    assert [patch.status() for patch in (vllm_backend_name, vllm_refuse_other_models)] == ["applied"] * 2

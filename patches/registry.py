@@ -1,0 +1,20 @@
+"""Every patch."""
+
+from __future__ import annotations
+
+from . import (
+    Patch,
+    sglang_attn_backend_wrapper,
+    sglang_model_config,
+    vllm_backend_name,
+    vllm_cpu_version,
+    vllm_refuse_other_models,
+)
+
+PATCHES: tuple[Patch[...], ...] = (
+    vllm_cpu_version.PATCH,
+    vllm_backend_name.PATCH,
+    vllm_refuse_other_models.PATCH,
+    sglang_attn_backend_wrapper.PATCH,
+    sglang_model_config.PATCH,
+)
