@@ -59,7 +59,7 @@ lint: $(VENV)/.test-ready ## check the style
 	$(BIN)/python -m ruff check .
 
 typecheck: $(VENV)/.test-ready ## check the types
-	$(BIN)/python -m mypy
+	$(BIN)/python tools/typecheck.py
 
 clean: ## remove what make made: the environments, the tiny checkpoint and build outputs
 	rm -rf .venv .venv-sglang $(VENV) tiny-m3 build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -202,15 +202,18 @@ class MSAAttention(_CacheLayer):
             self._profile(output)
             return
         new = slice(0, metadata.num_tokens)
-        *tensors, eps = norm_rope
         query, index_query = kernels.norm_rope_write(
             projected[new],
             positions[new],
-            *tensors,
+            norm_rope.cos_sin_cache,
+            norm_rope.q_weight,
+            norm_rope.k_weight,
+            norm_rope.index_q_weight,
+            norm_rope.index_k_weight,
             *self._caches(),
             metadata.slot_mapping[new],
             num_heads=self.num_heads,
-            eps=eps,
+            eps=norm_rope.eps,
         )
         self._attend_rows(query, index_query, metadata, output)
 
