@@ -57,6 +57,7 @@ endif
 
 lint: $(VENV)/.test-ready ## check the style
 	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
 
 typecheck: $(VENV)/.test-ready ## check the types
 	$(BIN)/python tools/typecheck.py
