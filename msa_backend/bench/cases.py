@@ -9,7 +9,9 @@ from itertools import product
 BLOCK_SIZE = 128
 MODES = ("prefill", "suffix", "decode", "verify")
 # New tokens of each sequence where none are asked for.
-NEW_TOKENS = {"prefill": 8192, "suffix": 256, "decode": 1, "verify": 8}
+NEW_TOKENS = {"prefill": 8192, "suffix": 256, "decode": 1, "verify": 4}
+CALIBRATED = "calibrated"
+RANDOM = "random"
 
 
 @dataclass(frozen=True)
@@ -23,8 +25,10 @@ class Case:
         new_tokens: query tokens of each sequence.
         num_heads, num_kv_heads, dim: of the attention; there are as many index heads as KV heads.
         dtype: of the queries, and of both caches unless they are fp8.
-        fp8_index, fp8_kv: index keys, or keys and values, stored as e4m3. Prefill then has e4m3 index queries too.
-        share: of the index queries' energy that neighbouring tokens have in common; 0 is random.
+        fp8_index, fp8_kv: index keys, or keys and values, stored as e4m3. With e4m3 index keys there are index queries
+            in e4m3 too, as the engines' fused writes make them.
+        locality: the cosine between index queries of neighbouring tokens, 0 for random ones; or :data:`CALIBRATED`,
+            such that they choose alike as far as the real model's do, see :mod:`msa_backend.bench.locality`.
     """
 
     mode: str
@@ -38,15 +42,11 @@ class Case:
     dtype: str = "bf16"
     fp8_index: bool = False
     fp8_kv: bool = False
-    share: float = 0.0
+    locality: float | str = CALIBRATED
 
     @property
     def in_graph(self) -> bool:
         return self.mode in ("decode", "verify")
-
-    @property
-    def fp8_index_q(self) -> bool:
-        return self.fp8_index and not self.in_graph
 
     @property
     def lengths(self) -> list[int]:
@@ -67,8 +67,14 @@ class Case:
             words.append(f"x {self.batch}")
         words += [f"{self.num_heads}/{self.num_kv_heads} heads", self.dtype]
         words += ["fp8 index"] * self.fp8_index + ["fp8 KV"] * self.fp8_kv
-        words += [f"local {self.share:g}"] * (self.share > 0)
+        words += [self.locality_name] * (self.new_tokens > 1)
         return ", ".join(words)
+
+    @property
+    def locality_name(self) -> str:
+        if self.locality == CALIBRATED:
+            return CALIBRATED
+        return f"cosine {self.locality:g}" if self.locality else RANDOM
 
 
 def grid(
@@ -106,7 +112,7 @@ def release() -> Iterator[Case]:
     for context in (128 * K, 1024 * K):
         yield one_rank(Case("prefill", context, new_tokens=8192))
     yield Case("prefill", 1024 * K, new_tokens=8192, fp8_index=True)
-    yield Case("prefill", 128 * K, new_tokens=8192, share=0.9)
+    yield Case("prefill", 128 * K, new_tokens=8192, locality=0.0)
     for new_tokens, context in ((182, 17_718), (171, 55_339), (338, 74_578), (347, 131_547), (1623, 18_007)):
         yield Case("suffix", context, new_tokens=new_tokens)
     for context, batch in ((8, 1), (32, 8), (128, 1), (128, 32), (1024, 1), (1024, 8)):
@@ -117,7 +123,7 @@ def release() -> Iterator[Case]:
         yield Case("decode", context * K, batch, fp8_index=True)
     for batch, context in ((128, 1000), (64, 5000), (128, 10_000), (32, 50_000), (8, 200_000)):
         yield Case("verify", context, batch, new_tokens=8)
-    yield Case("verify", 50_000, 32, new_tokens=8, share=0.9)
+    yield Case("verify", 50_000, 32, new_tokens=8, locality=0.0)
 
 
 def small() -> Iterator[Case]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from msa_backend.bench import baselines
-from msa_backend.bench.cases import MODES, NEW_TOKENS, PRESETS, Case, grid
+from msa_backend.bench.cases import CALIBRATED, MODES, NEW_TOKENS, PRESETS, RANDOM, Case, grid
 
 if TYPE_CHECKING:
     import torch
@@ -42,10 +42,14 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--head-dim", type=int, default=128, metavar="N", help="of attention and index (%(default)s)")
     parser.add_argument("--topk", type=int, default=16, metavar="N", help="blocks a token chooses (%(default)s)")
     parser.add_argument("--dtype", choices=("bf16", "fp16", "fp32"), default="bf16", help="(%(default)s)")
-    parser.add_argument("--fp8-index", action="store_true", help="index keys in e4m3; in prefill index queries too")
+    parser.add_argument("--fp8-index", action="store_true", help="index keys and index queries in e4m3")
     parser.add_argument("--fp8-kv", action="store_true", help="keys and values in e4m3")
     parser.add_argument(
-        "--local", type=_share, metavar="SHARE", help="of index queries common to neighbours, under 1; 0: random"
+        "--locality",
+        type=_locality,
+        metavar="calibrated|random|COSINE",
+        help="of neighbouring tokens' choices: four choose 22 distinct blocks of 64, as in the real model (default); "
+        "random, the worst case; or the cosine between their index queries",
     )
     parser.add_argument(
         "--run", type=_names, dest="implementations", metavar="NAME,...", help=f"of {', '.join(baselines.NAMES)}"
@@ -95,7 +99,7 @@ def _replot(options: argparse.Namespace) -> int:
 
 
 def _cases(options: argparse.Namespace, device: torch.device) -> list[Case]:
-    """Of --contexts if given, else of the preset; --modes and --local apply to either."""
+    """Of --contexts if given, else of the preset; --modes and --locality apply to either."""
     if options.contexts:
         base = Case(
             "prefill",
@@ -105,13 +109,13 @@ def _cases(options: argparse.Namespace, device: torch.device) -> list[Case]:
             dtype=options.dtype,
             fp8_index=options.fp8_index,
             fp8_kv=options.fp8_kv,
-            share=options.local or 0.0,
+            locality=CALIBRATED if options.locality is None else options.locality,
         )
         modes = options.modes or ["prefill"]
         return list(grid(modes, options.contexts, options.batches, options.heads, options.new_tokens, base))
     preset = PRESETS[options.preset or ("small" if device.type == "cpu" else "release")]
     cases = [case for case in preset() if case.mode in (options.modes or MODES)]
-    return cases if options.local is None else [replace(case, share=options.local) for case in cases]
+    return cases if options.locality is None else [replace(case, locality=options.locality) for case in cases]
 
 
 def _measure(cases: list[Case], device: torch.device, options: argparse.Namespace) -> int:
@@ -203,14 +207,18 @@ def _size(text: str) -> int:
     return size
 
 
-def _share(text: str) -> float:
+def _locality(text: str) -> float | str:
+    if text == CALIBRATED:
+        return CALIBRATED
     try:
-        share = float(text)
+        cosine = 0.0 if text == RANDOM else float(text)
     except ValueError:
-        share = -1.0
-    if not 0 <= share < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no share; write a number from 0 to under 1, such as 0.9")
-    return share
+        cosine = -1.0
+    if not 0 <= cosine < 1:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no locality; write calibrated, random, or a cosine from 0 to under 1, such as 0.99"
+        )
+    return cosine
 
 
 def _sizes(text: str) -> list[int]:

@@ -4,26 +4,22 @@ Pages are scattered over the cache by a random page table. What lies past a sequ
 and finite: an implementation that lets it count is far off, and one that multiplies it by a weight of zero is right,
 as in engines, whose fresh caches are zeros.
 
-Locality: real neighbours in a text choose mostly the same blocks. With ``share`` of the index queries' energy, each
-index head follows a direction that turns by a quarter circle, from one random vector to the next, every
-:data:`TURN` tokens of the sequence; the rest is each token's own. Keys stay random. :func:`overlap` says what came of
-it: the part of a token's chosen blocks that the token before it chose too.
+Index queries of neighbouring tokens choose alike, or not, by :mod:`msa_backend.bench.locality`.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
+from msa_backend.bench import locality
 from msa_backend.bench.cases import BLOCK_SIZE, Case
 from msa_backend.kernels.batch import Batch
 
 GARBAGE = 100.0
-TURN = 64
 FP8_MAX = 448.0
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 # At once, while random numbers are made and converted.
@@ -79,6 +75,11 @@ class Inputs:
     def index_k_pages(self) -> Tensor:
         return self.cache.index_k_pages
 
+    @cached_property
+    def context_lens(self) -> Tensor:
+        """``[num_seqs]`` int32: tokens before the new ones."""
+        return self.batch.seq_lens - self.batch.cu_seqlens_q.diff()
+
 
 def make_cache(case: Case, device: torch.device, seed: int) -> Cache:
     rng = torch.Generator(device).manual_seed(seed)
@@ -105,9 +106,9 @@ def make_inputs(case: Case, cache: Cache, seed: int) -> Inputs:
     device = cache.block_table.device
     rng = torch.Generator(device).manual_seed(seed)
     dtype = DTYPES[case.dtype]
-    index_q = torch.cat([_index_queries(case, rng, device) for _ in case.lengths])
+    index_q = locality.index_queries(case, rng, device)
     index_q_fp8 = None
-    if case.fp8_index_q:  # a scale per (token, head) changes no order of blocks, so it need not be kept
+    if case.fp8_index:  # a scale per (token, head) changes no order of blocks, so it need not be kept
         index_q_fp8 = (index_q * (FP8_MAX / index_q.abs().amax(-1, keepdim=True))).to(torch.float8_e4m3fn)
         index_q = index_q_fp8.float()
 
@@ -137,35 +138,6 @@ def _fill_normal(cache: Tensor, dtype: torch.dtype, rng: torch.Generator) -> Non
             piece.normal_(generator=rng)
         else:
             piece.copy_(torch.empty(piece.shape, dtype=dtype, device=cache.device).normal_(generator=rng))
-
-
-def _index_queries(case: Case, rng: torch.Generator, device: torch.device) -> Tensor:
-    """``[new_tokens, num_index_heads, dim]`` fp32 of one sequence."""
-
-    def normal(count: int) -> Tensor:
-        return torch.randn(count, case.num_kv_heads, case.dim, generator=rng, device=device)
-
-    own = normal(case.new_tokens)
-    if not case.share:
-        return own
-    token = torch.arange(case.new_tokens, device=device)
-    directions = normal(case.new_tokens // TURN + 2)
-    turned = (token % TURN / TURN * (math.pi / 2))[:, None, None]
-    common = turned.cos() * directions[token // TURN] + turned.sin() * directions[token // TURN + 1]
-    return math.sqrt(case.share) * common + math.sqrt(1 - case.share) * own
-
-
-def overlap(block_ids: Tensor, inputs: Inputs) -> float | None:
-    """The mean part of a token's blocks that the token before it chose too; None where no token has one before it."""
-    _, _, topk = block_ids.shape
-    if inputs.case.new_tokens == 1:
-        return None
-    ids = block_ids.unflatten(1, (inputs.case.batch, inputs.case.new_tokens))
-    now, before = ids[:, :, 1:], ids[:, :, :-1]
-    common = torch.zeros(now.shape[:-1], dtype=torch.int32, device=ids.device)
-    for i in range(topk):
-        common += ((now[..., i : i + 1] == before) & (now[..., i : i + 1] >= 0)).any(-1)
-    return float((common / (now >= 0).sum(-1)).mean())
 
 
 def distinct_blocks(block_ids: Tensor, inputs: Inputs) -> int:

@@ -9,6 +9,7 @@ from typing import Any
 
 from msa_backend.bench.cases import Case
 from msa_backend.bench.counts import Rates
+from msa_backend.bench.locality import Neighbours
 from msa_backend.bench.runner import CaseResults, Result
 
 STAGES = ("score", "top-k", "select", "attend", "total")
@@ -51,8 +52,7 @@ def per_second(count: float, unit: str) -> str:
 def block(found: CaseResults, rates: Rates) -> Iterator[str]:
     """Lines on one case: a line for each implementation, with its stages."""
     ours = next((result.total for result in found.results if result.name == OURS), None)
-    chosen_before = "" if found.overlap is None else f"; neighbours share {found.overlap:.0%} of their blocks"
-    yield f"{found.case.title}; {found.sets} set{'s' * (found.sets > 1)} of inputs{chosen_before}"
+    yield f"{found.case.title}; {found.sets} set{'s' * (found.sets > 1)} of inputs{_distinct(found.neighbours)}"
     yield (
         f"  {'ms':10}"
         + "".join(f"{stage:>9}" for stage in STAGES)
@@ -69,6 +69,12 @@ def block(found: CaseResults, rates: Rates) -> Iterator[str]:
         yield line + ", ".join(_error(error) for error in (result.selection_error, result.attention_error))
         for name, seconds in result.kernels.items():
             yield f"    {milliseconds(seconds):>9}  {name[:100]}"
+
+
+def _distinct(found: Neighbours | None) -> str:
+    if found is None:
+        return ""
+    return f"; {found.tokens} consecutive tokens choose {found.distinct:.1f} distinct blocks of {found.chosen:.1f}"
 
 
 def _error(error: float | None) -> str:
@@ -108,7 +114,7 @@ def record(found: list[CaseResults], rates: Rates, about: dict[str, Any], absent
             {
                 **asdict(case.case),
                 "sets": case.sets,
-                "overlap": case.overlap,
+                "neighbours": case.neighbours and case.neighbours._asdict(),
                 "results": {result.name: _result(result, rates) for result in case.results},
             }
             for case in found
@@ -129,7 +135,8 @@ def read(written: dict[str, Any]) -> list[CaseResults]:
             Result(name, {stage: ms / 1e3 for stage, ms in result.get("ms", {}).items()}, trouble=result.get("trouble"))
             for name, result in kept["results"].items()
         ]
-        found.append(CaseResults(case, results, kept["overlap"], kept["sets"]))
+        neighbours = kept["neighbours"] and Neighbours(**kept["neighbours"])
+        found.append(CaseResults(case, results, neighbours, kept["sets"]))
     return found
 
 

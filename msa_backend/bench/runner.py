@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from msa_backend.bench import baselines, check, counts, inputs, timing
+from msa_backend.bench import baselines, check, counts, inputs, locality, timing
 from msa_backend.bench.baselines import Bound, UnsupportedCaseError
 from msa_backend.bench.cases import BLOCK_SIZE, Case
 from msa_backend.bench.inputs import Inputs
+from msa_backend.bench.locality import Neighbours
 
 # Sets of inputs that are taken in turns: more than enough for small ones to fall out of any cache in between.
 MOST_SETS = 64
@@ -45,7 +46,7 @@ class Result:
 class CaseResults:
     case: Case
     results: list[Result]
-    overlap: float | None
+    neighbours: Neighbours | None
     sets: int
 
 
@@ -74,7 +75,7 @@ def run(case: Case, setup: Setup) -> CaseResults:
         if results[name].trouble is None:
             _time(results[name], sets, given, of_sparse, setup)
         _free(setup.device)
-    return CaseResults(case, list(results.values()), inputs.overlap(given[0], sets[0]), len(sets))
+    return CaseResults(case, list(results.values()), locality.neighbours(given[0], case), len(sets))
 
 
 def _make_sets(case: Case, device: torch.device) -> list[Inputs]:
@@ -124,7 +125,7 @@ def _selects_rightly(result: Result, one: Inputs) -> bool:
     except Exception as error:  # whatever a kernel, a compiler or an allocator raises; the others go on
         result.trouble = _failed(error)
         return False
-    tolerance = check.SELECTION_TOLERANCE["fp8" if one.case.fp8_index_q else one.case.dtype]
+    tolerance = check.SELECTION_TOLERANCE["fp8" if one.case.fp8_index else one.case.dtype]
     if not result.selection_error <= tolerance:
         _call_wrong(result, f"selection is off by {result.selection_error:.1e}, allowed {tolerance:.0e}")
     return not result.wrong

@@ -34,12 +34,12 @@ def test_all_modes_are_checked_timed_printed_and_kept(tmp_path: Path, capsys: py
 def test_a_case_of_ones_own(capsys: pytest.CaptureFixture[str]) -> None:
     command_line = (
         "--contexts 1K --modes suffix --new-tokens 9 --batches 2 --heads 4/2,3/1 --head-dim 16 --topk 3 "
-        "--dtype fp16 --fp8-index --fp8-kv --local 0.9"
+        "--dtype fp16 --fp8-index --fp8-kv --locality 0.9"
     )
     assert cli.main([*QUICK, *command_line.split()]) == 0
     shown = capsys.readouterr().out
     for heads in ("4/2", "3/1"):
-        assert f"suffix, 9 new @ 1,024, x 2, {heads} heads, fp16, fp8 index, fp8 KV, local 0.9" in shown
+        assert f"suffix, 9 new @ 1,024, x 2, {heads} heads, fp16, fp8 index, fp8 KV, cosine 0.9" in shown
     assert "failed" not in shown and "WRONG" not in shown
 
 
@@ -82,7 +82,7 @@ def test_every_implementation_says_whether_it_can_run_on_a_cpu(name: str) -> Non
         (["--contexts", "8X"], "'8X' is no number of tokens; write such as 4096, 8K or 1M"),
         (["--heads", "64/5"], "'64/5' is no query heads / KV heads; write such as 64/4"),
         (["--run", "ours,flash"], "'flash' is none of ours, reference, vllm, sglang, fa3, flashinfer"),
-        (["--local", "1"], "'1' is no share; write a number from 0 to under 1, such as 0.9"),
+        (["--locality", "1"], "'1' is no locality; write calibrated, random, or a cosine from 0 to under 1"),
     ],
 )
 def test_arguments_that_make_no_case(arguments: list[str], sentence: str, capsys: pytest.CaptureFixture[str]) -> None:

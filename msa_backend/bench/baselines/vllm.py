@@ -25,7 +25,7 @@ def bind(inputs: Inputs, block_ids: Tensor | None) -> Bound:
     case, batch = inputs.case, inputs.batch
     heads, new_tokens = case.num_kv_heads, case.new_tokens
     index_q = inputs.index_q if inputs.index_q_fp8 is None else inputs.index_q_fp8
-    rows = (batch.block_table, batch.cu_seqlens_q, batch.seq_lens, batch.context_lens)
+    rows = (batch.block_table, batch.cu_seqlens_q, batch.seq_lens, inputs.context_lens)
     out = torch.empty_like(inputs.q)
 
     if case.in_graph:
@@ -68,7 +68,7 @@ def bind(inputs: Inputs, block_ids: Tensor | None) -> Bound:
 
     def top_k(scores: Tensor) -> Tensor:
         return index_topk.minimax_m3_index_topk(
-            scores, batch.cu_seqlens_q, batch.context_lens, batch.max_query_len, case.topk, 0, 1
+            scores, batch.cu_seqlens_q, inputs.context_lens, batch.max_query_len, case.topk, 0, 1
         )
 
     def attend_chunk() -> Tensor:
