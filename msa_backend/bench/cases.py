@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 
@@ -12,6 +12,9 @@ MODES = ("prefill", "suffix", "decode", "verify")
 NEW_TOKENS = {"prefill": 8192, "suffix": 256, "decode": 1, "verify": 4}
 CALIBRATED = "calibrated"
 RANDOM = "random"
+K = 1024
+BOUNDS = (1024 * K, 128 * K)
+"""What servers of MiniMax-M3 capture their CUDA graphs for: ``max_model_len``."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,8 @@ class Case:
             in e4m3 too, as the engines' fused writes make them.
         locality: the cosine between index queries of neighbouring tokens, 0 for random ones; or :data:`CALIBRATED`,
             such that they choose alike as far as the real model's do, see :mod:`msa_backend.bench.locality`.
+        bound: tokens that decode or verify is captured for, whatever it runs at, as a server captures for its
+            ``max_model_len``; 0 for the longest sequence here.
     """
 
     mode: str
@@ -43,6 +48,7 @@ class Case:
     fp8_index: bool = False
     fp8_kv: bool = False
     locality: float | str = CALIBRATED
+    bound: int = 0
 
     @property
     def in_graph(self) -> bool:
@@ -57,6 +63,11 @@ class Case:
         return [max(self.new_tokens, round(self.context / 2 + i * step)) for i in range(self.batch)]
 
     @property
+    def max_seq_len(self) -> int:
+        """What the host says no sequence exceeds."""
+        return self.bound or max(self.lengths)
+
+    @property
     def num_tokens(self) -> int:
         return self.batch * self.new_tokens
 
@@ -68,6 +79,7 @@ class Case:
         words += [f"{self.num_heads}/{self.num_kv_heads} heads", self.dtype]
         words += ["fp8 index"] * self.fp8_index + ["fp8 KV"] * self.fp8_kv
         words += [self.locality_name] * (self.new_tokens > 1)
+        words += [f"captured for {short(self.bound)}"] * (self.bound > 0)
         return ", ".join(words)
 
     @property
@@ -75,6 +87,25 @@ class Case:
         if self.locality == CALIBRATED:
             return CALIBRATED
         return f"cosine {self.locality:g}" if self.locality else RANDOM
+
+
+def short(tokens: int) -> str:
+    """1M, 128K or 1,000."""
+    for unit, size in (("M", K * K), ("K", K)):
+        if tokens % size == 0:
+            return f"{tokens // size}{unit}"
+    return f"{tokens:,}"
+
+
+def capture_for(cases: Iterable[Case], bounds: Sequence[int]) -> Iterator[Case]:
+    """Decode and verify once for each of ``bounds`` that holds their sequences, for their own length where none does.
+
+    A bound of 0 is the own length.
+    """
+    for case in cases:
+        longest = max(case.lengths)
+        fitting = [bound for bound in bounds if case.in_graph and (bound >= longest or bound == 0)]
+        yield from (replace(case, bound=bound) for bound in fitting or [0])
 
 
 def grid(
@@ -96,9 +127,6 @@ def grid(
             num_heads=num_heads,
             num_kv_heads=num_kv_heads,
         )
-
-
-K = 1024
 
 
 def release() -> Iterator[Case]:

@@ -14,7 +14,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from msa_backend.bench import baselines
-from msa_backend.bench.cases import CALIBRATED, MODES, NEW_TOKENS, PRESETS, RANDOM, Case, grid
+from msa_backend.bench.cases import (
+    BOUNDS,
+    CALIBRATED,
+    MODES,
+    NEW_TOKENS,
+    PRESETS,
+    RANDOM,
+    Case,
+    capture_for,
+    grid,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -50,6 +60,13 @@ def add_parser(subparsers: Any) -> None:
         metavar="calibrated|random|COSINE",
         help="of neighbouring tokens' choices: four choose 22 distinct blocks of 64, as in the real model (default); "
         "random, the worst case; or the cosine between their index queries",
+    )
+    parser.add_argument(
+        "--capture-for",
+        type=_bounds,
+        metavar="own|N,...",
+        help="capture decode and verify for so many tokens, as a server does for its max_model_len, each bound that "
+        "holds their sequences a case of its own; own: for the longest of them (1M,128K; own on a CPU)",
     )
     parser.add_argument(
         "--run", type=_names, dest="implementations", metavar="NAME,...", help=f"of {', '.join(baselines.NAMES)}"
@@ -99,6 +116,12 @@ def _replot(options: argparse.Namespace) -> int:
 
 
 def _cases(options: argparse.Namespace, device: torch.device) -> list[Case]:
+    on_cpu = device.type == "cpu"
+    bounds = options.capture_for or ([0] if on_cpu else BOUNDS)
+    return list(capture_for(_uncaptured(options, "small" if on_cpu else "release"), bounds))
+
+
+def _uncaptured(options: argparse.Namespace, preset: str) -> list[Case]:
     """Of --contexts if given, else of the preset; --modes and --locality apply to either."""
     if options.contexts:
         base = Case(
@@ -113,8 +136,7 @@ def _cases(options: argparse.Namespace, device: torch.device) -> list[Case]:
         )
         modes = options.modes or ["prefill"]
         return list(grid(modes, options.contexts, options.batches, options.heads, options.new_tokens, base))
-    preset = PRESETS[options.preset or ("small" if device.type == "cpu" else "release")]
-    cases = [case for case in preset() if case.mode in (options.modes or MODES)]
+    cases = [case for case in PRESETS[options.preset or preset]() if case.mode in (options.modes or MODES)]
     return cases if options.locality is None else [replace(case, locality=options.locality) for case in cases]
 
 
@@ -158,7 +180,7 @@ def _measure(cases: list[Case], device: torch.device, options: argparse.Namespac
             written = report.record(found, rates, about, absent)
             options.json.write_text(json.dumps(written, indent=1) + "\n")
     print()
-    print("\n".join(report.summary(found, rates)))
+    print("\n".join((*report.summary(found, rates), "", report.LEGEND)))
     if options.plot:
         plot.write(found, options.plot, f"MSA, one layer, {about['device']}, {about['date']}")
     return int(any(result.wrong and result.name == report.OURS for case in found for result in case.results))
@@ -219,6 +241,10 @@ def _locality(text: str) -> float | str:
             f"{text!r} is no locality; write calibrated, random, or a cosine from 0 to under 1, such as 0.99"
         )
     return cosine
+
+
+def _bounds(text: str) -> list[int]:
+    return [0 if part == "own" else _size(part) for part in text.split(",")]
 
 
 def _sizes(text: str) -> list[int]:

@@ -98,7 +98,10 @@ def make_cache(case: Case, device: torch.device, seed: int) -> Cache:
         if end := length % BLOCK_SIZE:
             kv_pages[row[-1], :, end:] = GARBAGE
             index_k_pages[row[-1], end:] = GARBAGE
-    return Cache(kv_pages, index_k_pages, torch.nn.utils.rnn.pad_sequence(order, batch_first=True))
+    block_table = torch.zeros(case.batch, -(-case.max_seq_len // BLOCK_SIZE), dtype=torch.int32, device=device)
+    for row, pages_of_row in zip(block_table, order, strict=True):
+        row[: len(pages_of_row)] = pages_of_row
+    return Cache(kv_pages, index_k_pages, block_table)
 
 
 def make_inputs(case: Case, cache: Cache, seed: int) -> Inputs:
@@ -125,8 +128,8 @@ def make_inputs(case: Case, cache: Cache, seed: int) -> Inputs:
             context_lens=(lengths - case.new_tokens).to(device),
             block_table=cache.block_table,
             max_query_len=case.new_tokens,
-            max_seq_len=max(case.lengths),
-            min_context_len=min(case.lengths) - case.new_tokens,
+            max_seq_len=case.max_seq_len,
+            min_context_len=0 if case.bound else min(case.lengths) - case.new_tokens,
         ),
         scale=case.dim**-0.5,
     )

@@ -9,7 +9,7 @@ from collections import defaultdict
 from pathlib import Path
 
 from msa_backend.bench.baselines import NAMES
-from msa_backend.bench.cases import CALIBRATED, NEW_TOKENS, Case
+from msa_backend.bench.cases import CALIBRATED, NEW_TOKENS, Case, short
 from msa_backend.bench.runner import CaseResults
 
 Line = list[tuple[int, float]]
@@ -22,6 +22,7 @@ def variant(case: Case) -> str:
     words += [f"{case.new_tokens} new"] * (case.new_tokens != min(case.context, NEW_TOKENS[case.mode]))
     words += ["fp8 index"] * case.fp8_index + ["fp8 KV"] * case.fp8_kv
     words += [case.locality_name] * (case.new_tokens > 1 and case.locality != CALIBRATED)
+    words += [f"for {short(case.bound)}"] * (case.bound > 0)
     return " ".join(words)
 
 

@@ -43,6 +43,15 @@ def test_a_case_of_ones_own(capsys: pytest.CaptureFixture[str]) -> None:
     assert "failed" not in shown and "WRONG" not in shown
 
 
+def test_decode_is_bounded_for_its_own_length_and_for_a_servers(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([*QUICK, "--modes", "decode,suffix", "--capture-for", "own,64K,1K"]) == 0
+    shown = capsys.readouterr().out
+    rows = shown.split("total, ms")[1]
+    assert rows.count("decode") == 2 and rows.count("captured for 64K") == 1 and rows.count("suffix") == 1
+    assert "calibrated: four consecutive tokens" in shown
+    assert "failed" not in shown and "WRONG" not in shown
+
+
 def test_wrong_kernels_are_not_timed_and_the_exit_status_says_so(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -82,6 +91,7 @@ def test_every_implementation_says_whether_it_can_run_on_a_cpu(name: str) -> Non
         (["--contexts", "8X"], "'8X' is no number of tokens; write such as 4096, 8K or 1M"),
         (["--heads", "64/5"], "'64/5' is no query heads / KV heads; write such as 64/4"),
         (["--run", "ours,flash"], "'flash' is none of ours, reference, vllm, sglang, fa3, flashinfer"),
+        (["--capture-for", "1X"], "'1X' is no number of tokens"),
         (["--locality", "1"], "'1' is no locality; write calibrated, random, or a cosine from 0 to under 1"),
     ],
 )

@@ -8,17 +8,21 @@ import pytest
 import torch
 
 from msa_backend.bench import inputs
-from msa_backend.bench.cases import PRESETS, Case, grid
+from msa_backend.bench.baselines import ours
+from msa_backend.bench.cases import PRESETS, Case, capture_for, grid
 from msa_backend.bench.inputs import GARBAGE, Inputs
 
 CASE = Case("prefill", 4000, new_tokens=256, num_heads=4, num_kv_heads=2, dim=32, topk=4, dtype="fp32")
+
+
+PRESET = {case.mode: case for case in PRESETS["small"]()}
 
 
 def make(case: Case) -> Inputs:
     return inputs.make_inputs(case, inputs.make_cache(case, torch.device("cpu"), seed=0), seed=0)
 
 
-@pytest.mark.parametrize("case", [*PRESETS["small"]()], ids=lambda case: case.mode)
+@pytest.mark.parametrize("case", PRESET.values(), ids=lambda case: case.mode)
 def test_rows_lie_in_pages_of_their_own_with_garbage_past_their_end(case: Case) -> None:
     made = make(case)
     assert made.batch.seq_lens.tolist() == case.lengths
@@ -34,6 +38,31 @@ def test_rows_lie_in_pages_of_their_own_with_garbage_past_their_end(case: Case) 
 def test_lengths_to_verify_are_spread_about_their_mean() -> None:
     lengths = Case("verify", 1000, batch=5, new_tokens=8).lengths
     assert lengths == [500, 750, 1000, 1250, 1500]
+
+
+def test_a_bound_is_all_that_the_host_knows_of_the_lengths() -> None:
+    case = replace(PRESET["verify"], bound=32768)
+    own, made = make(replace(case, bound=0)), make(case)
+    assert made.batch.max_seq_len == 32768 and made.batch.block_table.shape == (4, 256)
+    assert own.batch.max_seq_len == 1500 and own.batch.block_table.shape == (4, 12)
+    assert torch.equal(made.batch.block_table[:, :12], own.batch.block_table)
+    assert torch.equal(made.batch.seq_lens, own.batch.seq_lens)
+    assert torch.equal(ours.select(made), ours.select(own))
+
+
+def test_decode_and_verify_are_captured_for_each_bound_that_holds_them() -> None:
+    cases = [
+        Case("prefill", 4096, new_tokens=9),
+        Case("decode", 4096, bound=7),
+        Case("verify", 4000, batch=3, new_tokens=4),
+        Case("decode", 8193),
+    ]
+    captured = list(capture_for(cases, [8192, 4096]))
+    assert [(case.mode, case.bound) for case in captured] == [
+        ("prefill", 0), ("decode", 8192), ("decode", 4096), ("verify", 8192), ("decode", 0)
+    ]  # fmt: skip
+    assert [case.bound for case in capture_for(cases[1:2], [0, 8192])] == [0, 8192]
+    assert captured[1].title.endswith("captured for 8K")
 
 
 def test_distinct_blocks_of_a_selection_by_hand() -> None:

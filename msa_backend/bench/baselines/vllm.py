@@ -1,4 +1,9 @@
-"""vLLM's in-tree kernels for MiniMax-M3: Triton, on its own cache layout."""
+"""vLLM's in-tree kernels for MiniMax-M3: Triton, on its own cache layout.
+
+In a graph vLLM gives the indexer ``max_model_len`` for ``max_seq_len`` (0.33, ``model_states/default.py``, for capture)
+and block tables as wide: from it follow the width of the scores and the blocks that a program of the top-k takes. How
+many programs score follows from the number of requests alone, and attention takes no bound at all.
+"""
 
 from __future__ import annotations
 
