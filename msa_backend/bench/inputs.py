@@ -1,8 +1,9 @@
 """Random inputs of a case, on its device.
 
-Pages are scattered over the cache by a random page table. What lies past a sequence's end is :data:`GARBAGE`, large
-and finite: an implementation that lets it count is far off, and one that multiplies it by a weight of zero is right,
-as in engines, whose fresh caches are zeros.
+Pages are scattered over the cache by a random page table. Where a batch needs more pages than there may be, its
+sequences share them, each in an order of its own and with a last page of its own. What lies past a sequence's end is
+:data:`GARBAGE`, large and finite: an implementation that lets it count is far off, and one that multiplies it by a
+weight of zero is right, as in engines, whose fresh caches are zeros.
 
 Index queries of neighbouring tokens choose alike, or not, by :mod:`msa_backend.bench.locality`.
 """
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from msa_backend.bench import locality
 from msa_backend.bench.cases import BLOCK_SIZE, Case
+from msa_backend.bench.counts import ITEM_SIZE
 from msa_backend.kernels.batch import Batch
 
 GARBAGE = 100.0
@@ -34,6 +36,7 @@ class Cache:
     """``[num_pages, num_kv_heads, 128, 2 * dim]``: K and V side by side, as vLLM keeps them."""
     index_k_pages: Tensor
     block_table: Tensor
+    """As wide as the longest sequence that the host allows for; page 0 past a sequence's last."""
 
     @cached_property
     def slot_pools(self) -> list[Tensor]:
@@ -81,12 +84,22 @@ class Inputs:
         return self.batch.seq_lens - self.batch.cu_seqlens_q.diff()
 
 
-def make_cache(case: Case, device: torch.device, seed: int) -> Cache:
+def page_bytes(case: Case) -> int:
+    """Of a page in both caches."""
+    kv, index = (ITEM_SIZE["fp8" if fp8 else case.dtype] for fp8 in (case.fp8_kv, case.fp8_index))
+    return BLOCK_SIZE * case.dim * (2 * case.num_kv_heads * kv + index)
+
+
+def pages_needed(case: Case) -> list[int]:
+    """By each sequence."""
+    return [-(-length // BLOCK_SIZE) for length in case.lengths]
+
+
+def make_cache(case: Case, device: torch.device, seed: int, most_pages: int | None = None) -> Cache:
+    """``most_pages``: so many at most, but as many as the longest sequence needs, and a last page for each."""
     rng = torch.Generator(device).manual_seed(seed)
     dtype = DTYPES[case.dtype]
-    pages = [-(-length // BLOCK_SIZE) for length in case.lengths]
-    num_pages = sum(pages)
-    order = torch.randperm(num_pages, generator=rng, device=device).int().split(pages)
+    num_pages, dealt = _deal(pages_needed(case), most_pages, rng, device)
 
     kv_dtype = torch.float8_e4m3fn if case.fp8_kv else dtype
     index_dtype = torch.float8_e4m3fn if case.fp8_index else dtype
@@ -94,14 +107,32 @@ def make_cache(case: Case, device: torch.device, seed: int) -> Cache:
     index_k_pages = torch.empty(num_pages, BLOCK_SIZE, case.dim, dtype=index_dtype, device=device)
     for cache in (kv_pages, index_k_pages):
         _fill_normal(cache, dtype, rng)
-    for row, length in zip(order, case.lengths, strict=True):
-        if end := length % BLOCK_SIZE:
-            kv_pages[row[-1], :, end:] = GARBAGE
-            index_k_pages[row[-1], end:] = GARBAGE
     block_table = torch.zeros(case.batch, -(-case.max_seq_len // BLOCK_SIZE), dtype=torch.int32, device=device)
-    for row, pages_of_row in zip(block_table, order, strict=True):
-        row[: len(pages_of_row)] = pages_of_row
+    for row, pages, length in zip(block_table, dealt, case.lengths, strict=True):
+        row[: len(pages)] = pages
+        if end := length % BLOCK_SIZE:
+            kv_pages[pages[-1], :, end:] = GARBAGE
+            index_k_pages[pages[-1], end:] = GARBAGE
     return Cache(kv_pages, index_k_pages, block_table)
+
+
+def _deal(needed: list[int], most: int | None, rng: torch.Generator, device: torch.device) -> tuple[int, list[Tensor]]:
+    """How many pages there are, and those of each sequence.
+
+    A last page is not full, so nobody shares it. The others are dealt from a deck, which is shuffled anew when it runs
+    out, so that no sequence holds a page twice.
+    """
+    full = sum(needed) - len(needed)
+    if most is not None:
+        full = min(full, max(most - len(needed), max(needed) - 1))
+    last, deck = torch.randperm(full + len(needed), generator=rng, device=device).split([len(needed), full])
+    dealt, at = [], 0
+    for own, count in zip(last.split(1), needed, strict=True):
+        if at + count - 1 > full:
+            deck, at = deck[torch.randperm(full, generator=rng, device=device)], 0
+        dealt.append(torch.cat([deck[at : at + count - 1], own]))
+        at += count - 1
+    return full + len(needed), dealt
 
 
 def make_inputs(case: Case, cache: Cache, seed: int) -> Inputs:

@@ -56,7 +56,13 @@ def per_second(count: float, unit: str) -> str:
 def block(found: CaseResults, rates: Rates) -> Iterator[str]:
     """Lines on one case: a line for each implementation, with its stages."""
     ours = next((result.total for result in found.results if result.name == OURS), None)
-    yield f"{found.case.title}; {found.sets} set{'s' * (found.sets > 1)} of inputs{_distinct(found.neighbours)}"
+    about = [found.case.title, f"{found.sets} set{'s' * (found.sets > 1)} of inputs"]
+    if found.neighbours is not None:
+        tokens, distinct, chosen = found.neighbours
+        about.append(f"{tokens} consecutive tokens choose {distinct:.1f} distinct blocks of {chosen:.1f}")
+    if found.sharing > 1:
+        about.append(f"{found.sharing:.1f} sequences share a page")
+    yield "; ".join(about)
     yield (
         f"  {'ms':10}"
         + "".join(f"{stage:>9}" for stage in STAGES)
@@ -73,12 +79,6 @@ def block(found: CaseResults, rates: Rates) -> Iterator[str]:
         yield line + ", ".join(_error(error) for error in (result.selection_error, result.attention_error))
         for name, seconds in result.kernels.items():
             yield f"    {milliseconds(seconds):>9}  {name[:100]}"
-
-
-def _distinct(found: Neighbours | None) -> str:
-    if found is None:
-        return ""
-    return f"; {found.tokens} consecutive tokens choose {found.distinct:.1f} distinct blocks of {found.chosen:.1f}"
 
 
 def _error(error: float | None) -> str:
@@ -118,6 +118,7 @@ def record(found: list[CaseResults], rates: Rates, about: dict[str, Any], absent
             {
                 **asdict(case.case),
                 "sets": case.sets,
+                "sharing": case.sharing,
                 "neighbours": case.neighbours and case.neighbours._asdict(),
                 "results": {result.name: _result(result, rates) for result in case.results},
             }
@@ -140,7 +141,7 @@ def read(written: dict[str, Any]) -> list[CaseResults]:
             for name, result in kept["results"].items()
         ]
         neighbours = kept["neighbours"] and Neighbours(**kept["neighbours"])
-        found.append(CaseResults(case, results, neighbours, kept["sets"]))
+        found.append(CaseResults(case, results, neighbours, kept["sets"], kept["sharing"]))
     return found
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from msa_backend.bench import inputs
+from msa_backend.bench import check, inputs
 from msa_backend.bench.baselines import ours
 from msa_backend.bench.cases import PRESETS, Case, capture_for, grid
 from msa_backend.bench.inputs import GARBAGE, Inputs
@@ -33,6 +33,23 @@ def test_rows_lie_in_pages_of_their_own_with_garbage_past_their_end(case: Case) 
         past_end = made.kv_pages[row[-1], :, (length - 1) % 128 + 1 :]
         assert (past_end == GARBAGE).all()
     assert (made.kv_pages == GARBAGE).sum() == sum(-length % 128 for length in case.lengths) * case.num_kv_heads * 64
+
+
+@pytest.mark.parametrize("most_pages", [21, 14])
+def test_sequences_that_share_pages_hold_none_twice_and_their_last_alone(most_pages: int) -> None:
+    case = replace(PRESET["verify"], context=1010)  # of 4 + 7 + 10 + 12 pages
+    cache = inputs.make_cache(case, torch.device("cpu"), 0, most_pages)
+    made = inputs.make_inputs(case, cache, seed=0)
+    rows = [row[:count].tolist() for row, count in zip(cache.block_table, inputs.pages_needed(case), strict=True)]
+    assert [len(set(row)) for row in rows] == [4, 7, 10, 12]
+    held = [page for row in rows for page in row]
+    assert set(held) <= set(range(len(cache.kv_pages)))
+    assert len(cache.kv_pages) == max(most_pages, 11 + 4) < len(held)
+    assert all(held.count(row[-1]) == 1 for row in rows)
+    assert rows[2][:9] != sorted(rows[2][:9])
+    block_ids = ours.select(made)
+    assert check.selection_error(block_ids, made) <= check.SELECTION_TOLERANCE["fp32"]
+    assert check.attention_error(ours.attend(made, block_ids), block_ids, made) < 1e-5
 
 
 def test_lengths_to_verify_are_spread_about_their_mean() -> None:

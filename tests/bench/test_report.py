@@ -20,7 +20,7 @@ DENSE = Result("fa3", {"total": 0.0075}, None, 1e-3, [Work(24 * 10**11, 1)])
 BROKEN = Result("vllm", trouble="failed: RuntimeError: out of memory")
 FOUND = [
     CaseResults(Case("prefill", 8192, new_tokens=8192), [OURS, BROKEN, DENSE], Neighbours(4, 21.94, 63.5), 2),
-    CaseResults(Case("decode", 2**20), [OURS, DENSE], None, 1),
+    CaseResults(Case("decode", 2**20), [OURS, DENSE], None, 1, sharing=2.625),
 ]
 
 
@@ -51,6 +51,7 @@ def test_a_block_has_a_line_for_each_implementation_also_for_one_without_times()
     assert "8,192 new @ 8,192" in title and "calibrated" in title
     assert "4 consecutive tokens choose 21.9 distinct blocks of 63.5" in title
     assert "of ceiling" in head
+    assert next(report.block(FOUND[1], RATES)).endswith("1 set of inputs; 2.6 sequences share a page")
     assert " ".join(ours.split()) == "ours - - 1.000 2.000 3.000 1.00x 267 TFLOP/s 67% 0, 2e-03"
     assert "out of memory" in broken
     assert "2.50x" in dense and "7.500" in dense
@@ -74,7 +75,9 @@ def test_the_record_is_json_with_milliseconds() -> None:
 def test_a_record_read_back_draws_the_same_lines() -> None:
     kept = json.loads(json.dumps(report.record(FOUND, RATES, {}, {})))
     found = report.read(kept)
-    assert [(case.case, case.neighbours) for case in found] == [(case.case, case.neighbours) for case in FOUND]
+    assert [(case.case, case.neighbours, case.sharing) for case in found] == [
+        (case.case, case.neighbours, case.sharing) for case in FOUND
+    ]
     again, lines = plot.lines(found), plot.lines(FOUND)
     assert {mode: set(of_mode) for mode, of_mode in again.items()} == {mode: set(m) for mode, m in lines.items()}
     assert again["prefill"]["fa3", "64/4"] == [(8192, pytest.approx(7.5))]
