@@ -178,4 +178,14 @@ def small() -> Iterator[Case]:
         yield replace(case, num_heads=8, num_kv_heads=2, dim=32, topk=4, dtype="fp32")
 
 
-PRESETS = {"release": release, "small": small}
+def host() -> Iterator[Case]:
+    """What the host's time is measured for: steps that no full CUDA graph holds, and decode when it runs eagerly."""
+    for context in (4 * K, 32 * K, 128 * K):
+        yield Case("suffix", context, new_tokens=171)
+    yield Case("prefill", 16 * K, new_tokens=2048)
+    yield Case("decode", 8 * K, 1)
+    yield Case("decode", 32 * K, 8)
+    yield Case("verify", 16 * K, 8, new_tokens=8)
+
+
+PRESETS = {"release": release, "small": small, "host": host}

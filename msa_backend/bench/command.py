@@ -38,7 +38,15 @@ def add_parser(subparsers: Any) -> None:
         "FlashAttention, whichever are installed, on the same inputs. Each implementation is checked against fp64 "
         "first, and one that is wrong is not timed; the exit status is 1 if that is ours.",
     )
-    parser.add_argument("--preset", choices=PRESETS, help="a list of cases; release on a GPU, small on a CPU")
+    parser.add_argument(
+        "--host",
+        action="store_true",
+        help="measure host time instead: one layer's operations called eagerly, ours and vLLM's, norm, rope and cache "
+        "write with and without",
+    )
+    parser.add_argument(
+        "--preset", choices=PRESETS, help="a list of cases; release on a GPU, host with --host, small on a CPU"
+    )
     parser.add_argument("--modes", type=_modes, metavar="MODE,...", help=f"of {', '.join(MODES)}; all of the preset")
     parser.add_argument("--contexts", type=_sizes, metavar="N,...", help="tokens, such as 8K,128K,1M; no preset then")
     parser.add_argument("--batches", type=_sizes, default=[1], metavar="N,...", help="sequences (1)")
@@ -83,6 +91,11 @@ def add_parser(subparsers: Any) -> None:
 def run(options: argparse.Namespace) -> int:
     if find_spec("torch") is None:
         return _refuse("torch is not installed; install an engine, which brings the torch it was built for")
+    if options.host and options.plot:
+        return _refuse("--host has nothing to plot; leave --plot out")
+    if options.host and (others := sorted({*(options.implementations or ())} - {*baselines.WITH_LAYER})):
+        known = " and ".join(baselines.WITH_LAYER)
+        return _refuse(f"--host measures {known}; leave {', '.join(others)} out of --run")
     if options.plot and find_spec("matplotlib") is None:
         return _refuse("--plot needs matplotlib, which is not installed; pip install matplotlib")
     for path in filter(None, (options.json, options.plot)):
@@ -116,9 +129,13 @@ def _replot(options: argparse.Namespace) -> int:
 
 
 def _cases(options: argparse.Namespace, device: torch.device) -> list[Case]:
-    on_cpu = device.type == "cpu"
-    bounds = options.capture_for or ([0] if on_cpu else BOUNDS)
-    return list(capture_for(_uncaptured(options, "small" if on_cpu else "release"), bounds))
+    if device.type == "cpu":
+        preset, bounds = "small", [0]
+    elif options.host:
+        preset, bounds = "host", [0]
+    else:
+        preset, bounds = "release", [*BOUNDS]
+    return list(capture_for(_uncaptured(options, preset), options.capture_for or bounds))
 
 
 def _uncaptured(options: argparse.Namespace, preset: str) -> list[Case]:
@@ -145,18 +162,11 @@ def _measure(cases: list[Case], device: torch.device, options: argparse.Namespac
 
     from msa_backend.bench import ceilings, plot, report, runner, timing
 
-    absent: dict[str, str] = {}
-    names = []
-    for name in options.implementations or baselines.DEFAULT:
-        reason = baselines.load(name).unavailable(device)
-        if reason is None:
-            names.append(name)
-        else:
-            absent[name] = " ".join(reason.split())
     about = _about(device)
     print("; ".join(f"{key} {value}" for key, value in about.items() if key != "command"))
-    for name, reason in absent.items():
-        print(f"without {name}: {reason}")
+    names, absent = _available(options, device)
+    if options.host:
+        return _measure_host(cases, names, device, options, {**about, "absent": absent})
 
     clock: timing.Clock
     if device.type == "cpu":
@@ -184,6 +194,33 @@ def _measure(cases: list[Case], device: torch.device, options: argparse.Namespac
     if options.plot:
         plot.write(found, options.plot, f"MSA, one layer, {about['device']}, {about['date']}")
     return int(any(result.wrong and result.name == report.OURS for case in found for result in case.results))
+
+
+def _available(options: argparse.Namespace, device: torch.device) -> tuple[list[str], dict[str, str]]:
+    """The implementations that can run here, and the reason for each other; prints the reasons."""
+    names, absent = [], {}
+    for name in options.implementations or (baselines.WITH_LAYER if options.host else baselines.DEFAULT):
+        reason = baselines.load(name).unavailable(device)
+        if reason is None:
+            names.append(name)
+        else:
+            absent[name] = " ".join(reason.split())
+            print(f"without {name}: {absent[name]}")
+    return names, absent
+
+
+def _measure_host(
+    cases: list[Case], names: list[str], device: torch.device, options: argparse.Namespace, about: dict[str, Any]
+) -> int:
+    from msa_backend.bench import host
+
+    found = [host.run(case, names, device, options.budget) for case in cases]
+    if device.type == "cpu":
+        print("on a CPU the operations themselves are in these times")
+    print("\n" + "\n".join(host.table(found)))
+    if options.json:
+        options.json.write_text(json.dumps({**about, "cases": host.record(found)}, indent=1) + "\n")
+    return int(any(result.trouble and result.name == "ours" for case in found for result in case.results))
 
 
 def _about(device: torch.device) -> dict[str, Any]:

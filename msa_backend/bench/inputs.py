@@ -66,11 +66,11 @@ class Inputs:
     def kv_pages(self) -> Tensor:
         return self.cache.kv_pages
 
-    @property
+    @cached_property  # made once, as an engine does
     def k_pages(self) -> Tensor:
         return self.kv_pages[..., : self.case.dim]
 
-    @property
+    @cached_property
     def v_pages(self) -> Tensor:
         return self.kv_pages[..., self.case.dim :]
 
@@ -82,6 +82,27 @@ class Inputs:
     def context_lens(self) -> Tensor:
         """``[num_seqs]`` int32: tokens before the new ones."""
         return self.batch.seq_lens - self.batch.cu_seqlens_q.diff()
+
+
+@dataclass(frozen=True)
+class Projection:
+    """What a sparse layer makes queries and cache entries of, and where the entries of the new tokens go.
+
+    Attributes:
+        projected: ``[num_tokens, (num_heads + 3 * num_kv_heads + 1) * dim]``: queries, keys, values, index queries and
+            an index key of each token, side by side as one fused projection makes them.
+        positions: ``[num_tokens]`` int64.
+        slot_mapping: ``[num_tokens]`` int64, ``page * 128 + offset``.
+        cos_sin_cache: ``[max_seq_len, rotary_dim]``: cosines, then sines.
+        norm_weight: ``[dim]``, less 1, of every norm.
+    """
+
+    projected: Tensor
+    positions: Tensor
+    slot_mapping: Tensor
+    cos_sin_cache: Tensor
+    norm_weight: Tensor
+    eps: float = 1e-6
 
 
 def page_bytes(case: Case) -> int:
@@ -163,6 +184,27 @@ def make_inputs(case: Case, cache: Cache, seed: int) -> Inputs:
             min_context_len=0 if case.bound else min(case.lengths) - case.new_tokens,
         ),
         scale=case.dim**-0.5,
+    )
+
+
+def make_projection(inputs: Inputs, seed: int) -> Projection:
+    case, table = inputs.case, inputs.batch.block_table
+    device, dtype = table.device, DTYPES[case.dtype]
+    rng = torch.Generator(device).manual_seed(seed)
+    offset = torch.arange(case.new_tokens, device=device)
+    positions = inputs.context_lens[:, None].long() + offset
+    pages = table.long().gather(1, positions // BLOCK_SIZE)
+    width = (case.num_heads + 3 * case.num_kv_heads + 1) * case.dim
+    rotary_dim = case.dim // 2
+    angle = torch.arange(case.max_seq_len, device=device)[:, None] * torch.rand(
+        rotary_dim // 2, generator=rng, device=device
+    )
+    return Projection(
+        projected=torch.empty(case.num_tokens, width, dtype=dtype, device=device).normal_(generator=rng),
+        positions=positions.flatten(),
+        slot_mapping=(pages * BLOCK_SIZE + positions % BLOCK_SIZE).flatten(),
+        cos_sin_cache=torch.cat([angle.cos(), angle.sin()], 1).to(dtype),
+        norm_weight=torch.zeros(case.dim, dtype=dtype, device=device),
     )
 
 

@@ -1,8 +1,9 @@
-"""What the baselines that need a GPU are called with, by stand-ins that take calls and note them."""
+"""What baselines are called with: those that need a GPU by stand-ins that take calls and note them."""
 
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 from msa_backend.bench import inputs
-from msa_backend.bench.baselines import fa3, vllm
+from msa_backend.bench.baselines import fa3, ours, vllm
 from msa_backend.bench.cases import Case
 from msa_backend.bench.inputs import Inputs
 
@@ -79,3 +80,41 @@ def test_in_tree_decode_is_given_the_bound(in_tree: SimpleNamespace) -> None:
     args, _ = in_tree.index_topk.calls["minimax_m3_index_decode"]
     assert args[2].shape == (2, 32) and args[4] == 4096
     assert "minimax_m3_sparse_attn_decode" in in_tree.sparse_attn.calls
+
+
+def test_in_tree_layer_writes_in_one_operation_then_selects_and_attends(
+    in_tree: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ops = Noted()
+    stand_in(monkeypatch, "vllm", _custom_ops=ops)
+    made = make(replace(DECODE, mode="suffix", new_tokens=3, fp8_index=True))
+    projection = inputs.make_projection(made, seed=0)
+    layer = vllm.layer(made, projection)
+    assert not ops.calls
+    layer.write()
+    args, _ = ops.calls["fused_minimax_m3_qknorm_rope_kv_insert"]
+    assert args[0].shape == (6, (4 + 3 * 2 + 1) * 32)
+    assert args[5:9] == (4, 2, 16, 1e-6) and args[11] == 2
+    assert args[14] is made.kv_pages and args[15] is made.index_k_pages and args[16] == 128
+    q, index_q = args[17:19]
+    assert q.shape == (6, 4 * 32) and index_q.shape == (6, 2 * 32) and index_q.dtype == torch.float8_e4m3fn
+    in_tree.sparse_attn.calls.clear()
+    layer.attend()
+    assert in_tree.sparse_attn.calls["minimax_m3_sparse_attn"][0][2] == "minimax_m3_index_topk"
+
+
+def test_our_layer_writes_the_new_tokens_and_no_other() -> None:
+    made = make(replace(DECODE, mode="suffix", new_tokens=130, bound=0, dtype="fp32"))
+    projection = inputs.make_projection(made, seed=0)
+    before = made.kv_pages.clone()
+    layer = ours.layer(made, projection)
+    q, index_q = layer.write()
+    assert q.shape == made.q.shape and index_q.shape == made.index_q.shape
+    changed = (made.kv_pages != before).any(-1).any(1)
+    expected = torch.zeros_like(changed)
+    for row in made.batch.block_table:
+        for position in range(870, 1000):
+            expected[row[position // 128], position % 128] = True
+    assert torch.equal(changed, expected)
+    assert projection.positions.tolist() == [*range(870, 1000)] * 2
+    assert layer.attend().shape == made.q.shape

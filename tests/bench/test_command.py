@@ -52,6 +52,17 @@ def test_decode_is_bounded_for_its_own_length_and_for_a_servers(capsys: pytest.C
     assert "failed" not in shown and "WRONG" not in shown
 
 
+def test_host_time(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([*QUICK, "--host", "--json", str(tmp_path / "host.json")]) == 0
+    shown = capsys.readouterr().out
+    assert "without vllm: vLLM's kernels for MiniMax-M3 need a GPU" in shown and "failed" not in shown
+    for mode in ("prefill", "suffix", "decode", "verify"):
+        assert shown.count(f"\n{mode}") == 2
+    kept = json.loads((tmp_path / "host.json").read_text())
+    assert all(case["host_us"]["ours"]["attend"] > 0 for case in kept["cases"])
+    assert [*kept["absent"]] == ["vllm"]
+
+
 def test_wrong_kernels_are_not_timed_and_the_exit_status_says_so(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -108,6 +119,10 @@ def test_refusals_before_anything_runs(
     monkeypatch.setattr(command, "_measure", lambda *_: pytest.fail("it ran"))
     assert cli.main([*QUICK, "--json", str(tmp_path / "nowhere" / "x.json")]) == 1
     assert "there is no directory" in capsys.readouterr().err
+    assert cli.main([*QUICK, "--host", "--run", "ours,sglang,fa3"]) == 1
+    assert "--host measures ours and vllm; leave fa3, sglang out of --run" in capsys.readouterr().err
+    assert cli.main([*QUICK, "--host", "--plot", str(tmp_path / "x.png")]) == 1
+    assert "--host has nothing to plot" in capsys.readouterr().err
     monkeypatch.setattr(command, "find_spec", lambda name: None if name == "matplotlib" else True)
     assert cli.main([*QUICK, "--plot", str(tmp_path / "x.png")]) == 1
     assert "--plot needs matplotlib, which is not installed; pip install matplotlib" in capsys.readouterr().err

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from msa_backend.bench.baselines import Bound
-from msa_backend.bench.inputs import Inputs
+from msa_backend.bench.baselines import Bound, Layer
+from msa_backend.bench.inputs import Inputs, Projection
 from msa_backend.kernels import api, checks, reference
 
 
@@ -29,6 +29,30 @@ def attend(inputs: Inputs, block_ids: Tensor, out: Tensor | None = None) -> Tens
 def bind(inputs: Inputs, block_ids: Tensor | None) -> Bound:
     out = torch.empty_like(inputs.q)
     return Bound(lambda: attend(inputs, block_ids, out), lambda: select(inputs), poisoned=out)
+
+
+def layer(inputs: Inputs, projection: Projection) -> Layer:
+    out = torch.empty_like(inputs.q)
+
+    def write() -> object:
+        return api.norm_rope_write(
+            projection.projected,
+            projection.positions,
+            projection.cos_sin_cache,
+            projection.norm_weight,
+            projection.norm_weight,
+            projection.norm_weight,
+            projection.norm_weight,
+            inputs.k_pages,
+            inputs.v_pages,
+            inputs.index_k_pages,
+            projection.slot_mapping,
+            num_heads=inputs.case.num_heads,
+            eps=projection.eps,
+            index_q_dtype=_index_q(inputs).dtype,
+        )
+
+    return Layer(write, lambda: attend(inputs, select(inputs), out))
 
 
 def bind_reference(inputs: Inputs, block_ids: Tensor | None) -> Bound:
