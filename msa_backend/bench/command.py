@@ -93,6 +93,8 @@ def run(options: argparse.Namespace) -> int:
         return _refuse("torch is not installed; install an engine, which brings the torch it was built for")
     if options.host and options.plot:
         return _refuse("--host has nothing to plot; leave --plot out")
+    if options.host and options.capture_for:
+        return _refuse("--host calls eagerly and captures nothing; leave --capture-for out")
     if options.host and (others := sorted({*(options.implementations or ())} - {*baselines.WITH_LAYER})):
         known = " and ".join(baselines.WITH_LAYER)
         return _refuse(f"--host measures {known}; leave {', '.join(others)} out of --run")

@@ -123,6 +123,8 @@ def test_refusals_before_anything_runs(
     assert "--host measures ours and vllm; leave fa3, sglang out of --run" in capsys.readouterr().err
     assert cli.main([*QUICK, "--host", "--plot", str(tmp_path / "x.png")]) == 1
     assert "--host has nothing to plot" in capsys.readouterr().err
+    assert cli.main([*QUICK, "--host", "--capture-for", "1M"]) == 1
+    assert "--host calls eagerly and captures nothing; leave --capture-for out" in capsys.readouterr().err
     monkeypatch.setattr(command, "find_spec", lambda name: None if name == "matplotlib" else True)
     assert cli.main([*QUICK, "--plot", str(tmp_path / "x.png")]) == 1
     assert "--plot needs matplotlib, which is not installed; pip install matplotlib" in capsys.readouterr().err
