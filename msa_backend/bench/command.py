@@ -14,7 +14,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from msa_backend.bench import baselines
-from msa_backend.bench.cases import MODES, NEW_TOKENS, PRESETS, Case, grid
+from msa_backend.bench.cases import (
+    BOUNDS,
+    CALIBRATED,
+    MODES,
+    NEW_TOKENS,
+    PRESETS,
+    RANDOM,
+    Case,
+    capture_for,
+    grid,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -28,7 +38,15 @@ def add_parser(subparsers: Any) -> None:
         "FlashAttention, whichever are installed, on the same inputs. Each implementation is checked against fp64 "
         "first, and one that is wrong is not timed; the exit status is 1 if that is ours.",
     )
-    parser.add_argument("--preset", choices=PRESETS, help="a list of cases; release on a GPU, small on a CPU")
+    parser.add_argument(
+        "--host",
+        action="store_true",
+        help="measure host time instead: one layer's operations called eagerly, ours and vLLM's, norm, rope and cache "
+        "write with and without",
+    )
+    parser.add_argument(
+        "--preset", choices=PRESETS, help="a list of cases; release on a GPU, host with --host, small on a CPU"
+    )
     parser.add_argument("--modes", type=_modes, metavar="MODE,...", help=f"of {', '.join(MODES)}; all of the preset")
     parser.add_argument("--contexts", type=_sizes, metavar="N,...", help="tokens, such as 8K,128K,1M; no preset then")
     parser.add_argument("--batches", type=_sizes, default=[1], metavar="N,...", help="sequences (1)")
@@ -42,10 +60,21 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--head-dim", type=int, default=128, metavar="N", help="of attention and index (%(default)s)")
     parser.add_argument("--topk", type=int, default=16, metavar="N", help="blocks a token chooses (%(default)s)")
     parser.add_argument("--dtype", choices=("bf16", "fp16", "fp32"), default="bf16", help="(%(default)s)")
-    parser.add_argument("--fp8-index", action="store_true", help="index keys in e4m3; in prefill index queries too")
+    parser.add_argument("--fp8-index", action="store_true", help="index keys and index queries in e4m3")
     parser.add_argument("--fp8-kv", action="store_true", help="keys and values in e4m3")
     parser.add_argument(
-        "--local", type=_share, metavar="SHARE", help="of index queries common to neighbours, under 1; 0: random"
+        "--locality",
+        type=_locality,
+        metavar="calibrated|random|COSINE",
+        help="of neighbouring tokens' choices: four choose 22 distinct blocks of 64, as in the real model (default); "
+        "random, the worst case; or the cosine between their index queries",
+    )
+    parser.add_argument(
+        "--capture-for",
+        type=_bounds,
+        metavar="own|N,...",
+        help="capture decode and verify for so many tokens, as a server does for its max_model_len, each bound that "
+        "holds their sequences a case of its own; own: for the longest of them (1M,128K; own on a CPU)",
     )
     parser.add_argument(
         "--run", type=_names, dest="implementations", metavar="NAME,...", help=f"of {', '.join(baselines.NAMES)}"
@@ -62,6 +91,13 @@ def add_parser(subparsers: Any) -> None:
 def run(options: argparse.Namespace) -> int:
     if find_spec("torch") is None:
         return _refuse("torch is not installed; install an engine, which brings the torch it was built for")
+    if options.host and options.plot:
+        return _refuse("--host has nothing to plot; leave --plot out")
+    if options.host and options.capture_for:
+        return _refuse("--host calls eagerly and captures nothing; leave --capture-for out")
+    if options.host and (others := sorted({*(options.implementations or ())} - {*baselines.WITH_LAYER})):
+        known = " and ".join(baselines.WITH_LAYER)
+        return _refuse(f"--host measures {known}; leave {', '.join(others)} out of --run")
     if options.plot and find_spec("matplotlib") is None:
         return _refuse("--plot needs matplotlib, which is not installed; pip install matplotlib")
     for path in filter(None, (options.json, options.plot)):
@@ -95,7 +131,17 @@ def _replot(options: argparse.Namespace) -> int:
 
 
 def _cases(options: argparse.Namespace, device: torch.device) -> list[Case]:
-    """Of --contexts if given, else of the preset; --modes and --local apply to either."""
+    if device.type == "cpu":
+        preset, bounds = "small", [0]
+    elif options.host:
+        preset, bounds = "host", [0]
+    else:
+        preset, bounds = "release", [*BOUNDS]
+    return list(capture_for(_uncaptured(options, preset), options.capture_for or bounds))
+
+
+def _uncaptured(options: argparse.Namespace, preset: str) -> list[Case]:
+    """Of --contexts if given, else of the preset; --modes and --locality apply to either."""
     if options.contexts:
         base = Case(
             "prefill",
@@ -105,13 +151,12 @@ def _cases(options: argparse.Namespace, device: torch.device) -> list[Case]:
             dtype=options.dtype,
             fp8_index=options.fp8_index,
             fp8_kv=options.fp8_kv,
-            share=options.local or 0.0,
+            locality=CALIBRATED if options.locality is None else options.locality,
         )
         modes = options.modes or ["prefill"]
         return list(grid(modes, options.contexts, options.batches, options.heads, options.new_tokens, base))
-    preset = PRESETS[options.preset or ("small" if device.type == "cpu" else "release")]
-    cases = [case for case in preset() if case.mode in (options.modes or MODES)]
-    return cases if options.local is None else [replace(case, share=options.local) for case in cases]
+    cases = [case for case in PRESETS[options.preset or preset]() if case.mode in (options.modes or MODES)]
+    return cases if options.locality is None else [replace(case, locality=options.locality) for case in cases]
 
 
 def _measure(cases: list[Case], device: torch.device, options: argparse.Namespace) -> int:
@@ -119,18 +164,11 @@ def _measure(cases: list[Case], device: torch.device, options: argparse.Namespac
 
     from msa_backend.bench import ceilings, plot, report, runner, timing
 
-    absent: dict[str, str] = {}
-    names = []
-    for name in options.implementations or baselines.DEFAULT:
-        reason = baselines.load(name).unavailable(device)
-        if reason is None:
-            names.append(name)
-        else:
-            absent[name] = " ".join(reason.split())
     about = _about(device)
     print("; ".join(f"{key} {value}" for key, value in about.items() if key != "command"))
-    for name, reason in absent.items():
-        print(f"without {name}: {reason}")
+    names, absent = _available(options, device)
+    if options.host:
+        return _measure_host(cases, names, device, options, {**about, "absent": absent})
 
     clock: timing.Clock
     if device.type == "cpu":
@@ -154,10 +192,37 @@ def _measure(cases: list[Case], device: torch.device, options: argparse.Namespac
             written = report.record(found, rates, about, absent)
             options.json.write_text(json.dumps(written, indent=1) + "\n")
     print()
-    print("\n".join(report.summary(found, rates)))
+    print("\n".join((*report.summary(found, rates), "", report.LEGEND)))
     if options.plot:
         plot.write(found, options.plot, f"MSA, one layer, {about['device']}, {about['date']}")
     return int(any(result.wrong and result.name == report.OURS for case in found for result in case.results))
+
+
+def _available(options: argparse.Namespace, device: torch.device) -> tuple[list[str], dict[str, str]]:
+    """The implementations that can run here, and the reason for each other; prints the reasons."""
+    names, absent = [], {}
+    for name in options.implementations or (baselines.WITH_LAYER if options.host else baselines.DEFAULT):
+        reason = baselines.load(name).unavailable(device)
+        if reason is None:
+            names.append(name)
+        else:
+            absent[name] = " ".join(reason.split())
+            print(f"without {name}: {absent[name]}")
+    return names, absent
+
+
+def _measure_host(
+    cases: list[Case], names: list[str], device: torch.device, options: argparse.Namespace, about: dict[str, Any]
+) -> int:
+    from msa_backend.bench import host
+
+    found = [host.run(case, names, device, options.budget) for case in cases]
+    if device.type == "cpu":
+        print("on a CPU the operations themselves are in these times")
+    print("\n" + "\n".join(host.table(found)))
+    if options.json:
+        options.json.write_text(json.dumps({**about, "cases": host.record(found)}, indent=1) + "\n")
+    return int(any(result.trouble and result.name == "ours" for case in found for result in case.results))
 
 
 def _about(device: torch.device) -> dict[str, Any]:
@@ -203,14 +268,22 @@ def _size(text: str) -> int:
     return size
 
 
-def _share(text: str) -> float:
+def _locality(text: str) -> float | str:
+    if text == CALIBRATED:
+        return CALIBRATED
     try:
-        share = float(text)
+        cosine = 0.0 if text == RANDOM else float(text)
     except ValueError:
-        share = -1.0
-    if not 0 <= share < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no share; write a number from 0 to under 1, such as 0.9")
-    return share
+        cosine = -1.0
+    if not 0 <= cosine < 1:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no locality; write calibrated, random, or a cosine from 0 to under 1, such as 0.99"
+        )
+    return cosine
+
+
+def _bounds(text: str) -> list[int]:
+    return [0 if part == "own" else _size(part) for part in text.split(",")]
 
 
 def _sizes(text: str) -> list[int]:

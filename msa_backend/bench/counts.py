@@ -49,13 +49,12 @@ def _visible(case: Case) -> Iterator[int]:
 def selection(case: Case) -> Work:
     """Every visible index key against every index head of its query; the keys are read once a sequence."""
     visible = sum(_visible(case))
-    key_size = ITEM_SIZE["fp8" if case.fp8_index else case.dtype]
-    query_size = ITEM_SIZE["fp8" if case.fp8_index_q else case.dtype]
+    size = ITEM_SIZE["fp8" if case.fp8_index else case.dtype]
     queries = case.num_tokens * case.num_kv_heads
     return Work(
         flop=2 * case.dim * case.num_kv_heads * visible,
-        bytes=sum(case.lengths) * case.dim * key_size + queries * (case.dim * query_size + case.topk * 4),
-        fp8=case.fp8_index_q,
+        bytes=sum(case.lengths) * case.dim * size + queries * (case.dim * size + case.topk * 4),
+        fp8=case.fp8_index,
     )
 
 

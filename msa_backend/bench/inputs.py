@@ -1,29 +1,27 @@
 """Random inputs of a case, on its device.
 
-Pages are scattered over the cache by a random page table. What lies past a sequence's end is :data:`GARBAGE`, large
-and finite: an implementation that lets it count is far off, and one that multiplies it by a weight of zero is right,
-as in engines, whose fresh caches are zeros.
+Pages are scattered over the cache by a random page table. Where a batch needs more pages than there may be, its
+sequences share them, each in an order of its own and with a last page of its own. What lies past a sequence's end is
+:data:`GARBAGE`, large and finite: an implementation that lets it count is far off, and one that multiplies it by a
+weight of zero is right, as in engines, whose fresh caches are zeros.
 
-Locality: real neighbours in a text choose mostly the same blocks. With ``share`` of the index queries' energy, each
-index head follows a direction that turns by a quarter circle, from one random vector to the next, every
-:data:`TURN` tokens of the sequence; the rest is each token's own. Keys stay random. :func:`overlap` says what came of
-it: the part of a token's chosen blocks that the token before it chose too.
+Index queries of neighbouring tokens choose alike, or not, by :mod:`msa_backend.bench.locality`.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
+from msa_backend.bench import locality
 from msa_backend.bench.cases import BLOCK_SIZE, Case
+from msa_backend.bench.counts import ITEM_SIZE
 from msa_backend.kernels.batch import Batch
 
 GARBAGE = 100.0
-TURN = 64
 FP8_MAX = 448.0
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 # At once, while random numbers are made and converted.
@@ -38,6 +36,7 @@ class Cache:
     """``[num_pages, num_kv_heads, 128, 2 * dim]``: K and V side by side, as vLLM keeps them."""
     index_k_pages: Tensor
     block_table: Tensor
+    """As wide as the longest sequence that the host allows for; page 0 past a sequence's last."""
 
     @cached_property
     def slot_pools(self) -> list[Tensor]:
@@ -67,11 +66,11 @@ class Inputs:
     def kv_pages(self) -> Tensor:
         return self.cache.kv_pages
 
-    @property
+    @cached_property  # made once, as an engine does
     def k_pages(self) -> Tensor:
         return self.kv_pages[..., : self.case.dim]
 
-    @property
+    @cached_property
     def v_pages(self) -> Tensor:
         return self.kv_pages[..., self.case.dim :]
 
@@ -79,13 +78,49 @@ class Inputs:
     def index_k_pages(self) -> Tensor:
         return self.cache.index_k_pages
 
+    @cached_property
+    def context_lens(self) -> Tensor:
+        """``[num_seqs]`` int32: tokens before the new ones."""
+        return self.batch.seq_lens - self.batch.cu_seqlens_q.diff()
 
-def make_cache(case: Case, device: torch.device, seed: int) -> Cache:
+
+@dataclass(frozen=True)
+class Projection:
+    """What a sparse layer makes queries and cache entries of, and where the entries of the new tokens go.
+
+    Attributes:
+        projected: ``[num_tokens, (num_heads + 3 * num_kv_heads + 1) * dim]``: queries, keys, values, index queries and
+            an index key of each token, side by side as one fused projection makes them.
+        positions: ``[num_tokens]`` int64.
+        slot_mapping: ``[num_tokens]`` int64, ``page * 128 + offset``.
+        cos_sin_cache: ``[max_seq_len, rotary_dim]``: cosines, then sines.
+        norm_weight: ``[dim]``, less 1, of every norm.
+    """
+
+    projected: Tensor
+    positions: Tensor
+    slot_mapping: Tensor
+    cos_sin_cache: Tensor
+    norm_weight: Tensor
+    eps: float = 1e-6
+
+
+def page_bytes(case: Case) -> int:
+    """Of a page in both caches."""
+    kv, index = (ITEM_SIZE["fp8" if fp8 else case.dtype] for fp8 in (case.fp8_kv, case.fp8_index))
+    return BLOCK_SIZE * case.dim * (2 * case.num_kv_heads * kv + index)
+
+
+def pages_needed(case: Case) -> list[int]:
+    """By each sequence."""
+    return [-(-length // BLOCK_SIZE) for length in case.lengths]
+
+
+def make_cache(case: Case, device: torch.device, seed: int, most_pages: int | None = None) -> Cache:
+    """``most_pages``: so many at most, but as many as the longest sequence needs, and a last page for each."""
     rng = torch.Generator(device).manual_seed(seed)
     dtype = DTYPES[case.dtype]
-    pages = [-(-length // BLOCK_SIZE) for length in case.lengths]
-    num_pages = sum(pages)
-    order = torch.randperm(num_pages, generator=rng, device=device).int().split(pages)
+    num_pages, dealt = _deal(pages_needed(case), most_pages, rng, device)
 
     kv_dtype = torch.float8_e4m3fn if case.fp8_kv else dtype
     index_dtype = torch.float8_e4m3fn if case.fp8_index else dtype
@@ -93,11 +128,32 @@ def make_cache(case: Case, device: torch.device, seed: int) -> Cache:
     index_k_pages = torch.empty(num_pages, BLOCK_SIZE, case.dim, dtype=index_dtype, device=device)
     for cache in (kv_pages, index_k_pages):
         _fill_normal(cache, dtype, rng)
-    for row, length in zip(order, case.lengths, strict=True):
+    block_table = torch.zeros(case.batch, -(-case.max_seq_len // BLOCK_SIZE), dtype=torch.int32, device=device)
+    for row, pages, length in zip(block_table, dealt, case.lengths, strict=True):
+        row[: len(pages)] = pages
         if end := length % BLOCK_SIZE:
-            kv_pages[row[-1], :, end:] = GARBAGE
-            index_k_pages[row[-1], end:] = GARBAGE
-    return Cache(kv_pages, index_k_pages, torch.nn.utils.rnn.pad_sequence(order, batch_first=True))
+            kv_pages[pages[-1], :, end:] = GARBAGE
+            index_k_pages[pages[-1], end:] = GARBAGE
+    return Cache(kv_pages, index_k_pages, block_table)
+
+
+def _deal(needed: list[int], most: int | None, rng: torch.Generator, device: torch.device) -> tuple[int, list[Tensor]]:
+    """How many pages there are, and those of each sequence.
+
+    A last page is not full, so nobody shares it. The others are dealt from a deck, which is shuffled anew when it runs
+    out, so that no sequence holds a page twice.
+    """
+    full = sum(needed) - len(needed)
+    if most is not None:
+        full = min(full, max(most - len(needed), max(needed) - 1))
+    last, deck = torch.randperm(full + len(needed), generator=rng, device=device).split([len(needed), full])
+    dealt, at = [], 0
+    for own, count in zip(last.split(1), needed, strict=True):
+        if at + count - 1 > full:
+            deck, at = deck[torch.randperm(full, generator=rng, device=device)], 0
+        dealt.append(torch.cat([deck[at : at + count - 1], own]))
+        at += count - 1
+    return full + len(needed), dealt
 
 
 def make_inputs(case: Case, cache: Cache, seed: int) -> Inputs:
@@ -105,9 +161,9 @@ def make_inputs(case: Case, cache: Cache, seed: int) -> Inputs:
     device = cache.block_table.device
     rng = torch.Generator(device).manual_seed(seed)
     dtype = DTYPES[case.dtype]
-    index_q = torch.cat([_index_queries(case, rng, device) for _ in case.lengths])
+    index_q = locality.index_queries(case, rng, device)
     index_q_fp8 = None
-    if case.fp8_index_q:  # a scale per (token, head) changes no order of blocks, so it need not be kept
+    if case.fp8_index:  # a scale per (token, head) changes no order of blocks, so it need not be kept
         index_q_fp8 = (index_q * (FP8_MAX / index_q.abs().amax(-1, keepdim=True))).to(torch.float8_e4m3fn)
         index_q = index_q_fp8.float()
 
@@ -124,10 +180,31 @@ def make_inputs(case: Case, cache: Cache, seed: int) -> Inputs:
             context_lens=(lengths - case.new_tokens).to(device),
             block_table=cache.block_table,
             max_query_len=case.new_tokens,
-            max_seq_len=max(case.lengths),
-            min_context_len=min(case.lengths) - case.new_tokens,
+            max_seq_len=case.max_seq_len,
+            min_context_len=0 if case.bound else min(case.lengths) - case.new_tokens,
         ),
         scale=case.dim**-0.5,
+    )
+
+
+def make_projection(inputs: Inputs, seed: int) -> Projection:
+    case, table = inputs.case, inputs.batch.block_table
+    device, dtype = table.device, DTYPES[case.dtype]
+    rng = torch.Generator(device).manual_seed(seed)
+    offset = torch.arange(case.new_tokens, device=device)
+    positions = inputs.context_lens[:, None].long() + offset
+    pages = table.long().gather(1, positions // BLOCK_SIZE)
+    width = (case.num_heads + 3 * case.num_kv_heads + 1) * case.dim
+    rotary_dim = case.dim // 2
+    angle = torch.arange(case.max_seq_len, device=device)[:, None] * torch.rand(
+        rotary_dim // 2, generator=rng, device=device
+    )
+    return Projection(
+        projected=torch.empty(case.num_tokens, width, dtype=dtype, device=device).normal_(generator=rng),
+        positions=positions.flatten(),
+        slot_mapping=(pages * BLOCK_SIZE + positions % BLOCK_SIZE).flatten(),
+        cos_sin_cache=torch.cat([angle.cos(), angle.sin()], 1).to(dtype),
+        norm_weight=torch.zeros(case.dim, dtype=dtype, device=device),
     )
 
 
@@ -137,35 +214,6 @@ def _fill_normal(cache: Tensor, dtype: torch.dtype, rng: torch.Generator) -> Non
             piece.normal_(generator=rng)
         else:
             piece.copy_(torch.empty(piece.shape, dtype=dtype, device=cache.device).normal_(generator=rng))
-
-
-def _index_queries(case: Case, rng: torch.Generator, device: torch.device) -> Tensor:
-    """``[new_tokens, num_index_heads, dim]`` fp32 of one sequence."""
-
-    def normal(count: int) -> Tensor:
-        return torch.randn(count, case.num_kv_heads, case.dim, generator=rng, device=device)
-
-    own = normal(case.new_tokens)
-    if not case.share:
-        return own
-    token = torch.arange(case.new_tokens, device=device)
-    directions = normal(case.new_tokens // TURN + 2)
-    turned = (token % TURN / TURN * (math.pi / 2))[:, None, None]
-    common = turned.cos() * directions[token // TURN] + turned.sin() * directions[token // TURN + 1]
-    return math.sqrt(case.share) * common + math.sqrt(1 - case.share) * own
-
-
-def overlap(block_ids: Tensor, inputs: Inputs) -> float | None:
-    """The mean part of a token's blocks that the token before it chose too; None where no token has one before it."""
-    _, _, topk = block_ids.shape
-    if inputs.case.new_tokens == 1:
-        return None
-    ids = block_ids.unflatten(1, (inputs.case.batch, inputs.case.new_tokens))
-    now, before = ids[:, :, 1:], ids[:, :, :-1]
-    common = torch.zeros(now.shape[:-1], dtype=torch.int32, device=ids.device)
-    for i in range(topk):
-        common += ((now[..., i : i + 1] == before) & (now[..., i : i + 1] >= 0)).any(-1)
-    return float((common / (now >= 0).sum(-1)).mean())
 
 
 def distinct_blocks(block_ids: Tensor, inputs: Inputs) -> int:

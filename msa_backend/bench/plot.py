@@ -9,7 +9,7 @@ from collections import defaultdict
 from pathlib import Path
 
 from msa_backend.bench.baselines import NAMES
-from msa_backend.bench.cases import NEW_TOKENS, Case
+from msa_backend.bench.cases import CALIBRATED, NEW_TOKENS, Case, short
 from msa_backend.bench.runner import CaseResults
 
 Line = list[tuple[int, float]]
@@ -20,7 +20,9 @@ def variant(case: Case) -> str:
     words = [f"{case.num_heads}/{case.num_kv_heads}"]
     words += [f"x {case.batch}"] * (case.batch > 1)
     words += [f"{case.new_tokens} new"] * (case.new_tokens != min(case.context, NEW_TOKENS[case.mode]))
-    words += ["fp8 index"] * case.fp8_index + ["fp8 KV"] * case.fp8_kv + [f"local {case.share:g}"] * (case.share > 0)
+    words += ["fp8 index"] * case.fp8_index + ["fp8 KV"] * case.fp8_kv
+    words += [case.locality_name] * (case.new_tokens > 1 and case.locality != CALIBRATED)
+    words += [f"for {short(case.bound)}"] * (case.bound > 0)
     return " ".join(words)
 
 

@@ -9,8 +9,13 @@ from typing import Any
 
 from msa_backend.bench.cases import Case
 from msa_backend.bench.counts import Rates
+from msa_backend.bench.locality import Neighbours
 from msa_backend.bench.runner import CaseResults, Result
 
+LEGEND = """\
+to ours: how many times as long as ours. calibrated: four consecutive tokens choose about 22 distinct blocks of 64, as
+in the real model; random: they agree by chance, the worst case. captured for N: the CUDA graph was captured for
+sequences of up to N tokens, as a server captures it for its max_model_len; not said: for those of the case."""
 STAGES = ("score", "top-k", "select", "attend", "total")
 OURS = "ours"
 
@@ -51,8 +56,13 @@ def per_second(count: float, unit: str) -> str:
 def block(found: CaseResults, rates: Rates) -> Iterator[str]:
     """Lines on one case: a line for each implementation, with its stages."""
     ours = next((result.total for result in found.results if result.name == OURS), None)
-    chosen_before = "" if found.overlap is None else f"; neighbours share {found.overlap:.0%} of their blocks"
-    yield f"{found.case.title}; {found.sets} set{'s' * (found.sets > 1)} of inputs{chosen_before}"
+    about = [found.case.title, f"{found.sets} set{'s' * (found.sets > 1)} of inputs"]
+    if found.neighbours is not None:
+        tokens, distinct, chosen = found.neighbours
+        about.append(f"{tokens} consecutive tokens choose {distinct:.1f} distinct blocks of {chosen:.1f}")
+    if found.sharing > 1:
+        about.append(f"{found.sharing:.1f} sequences share a page")
+    yield "; ".join(about)
     yield (
         f"  {'ms':10}"
         + "".join(f"{stage:>9}" for stage in STAGES)
@@ -108,7 +118,8 @@ def record(found: list[CaseResults], rates: Rates, about: dict[str, Any], absent
             {
                 **asdict(case.case),
                 "sets": case.sets,
-                "overlap": case.overlap,
+                "sharing": case.sharing,
+                "neighbours": case.neighbours and case.neighbours._asdict(),
                 "results": {result.name: _result(result, rates) for result in case.results},
             }
             for case in found
@@ -129,7 +140,8 @@ def read(written: dict[str, Any]) -> list[CaseResults]:
             Result(name, {stage: ms / 1e3 for stage, ms in result.get("ms", {}).items()}, trouble=result.get("trouble"))
             for name, result in kept["results"].items()
         ]
-        found.append(CaseResults(case, results, kept["overlap"], kept["sets"]))
+        neighbours = kept["neighbours"] and Neighbours(**kept["neighbours"])
+        found.append(CaseResults(case, results, neighbours, kept["sets"], kept["sharing"]))
     return found
 
 

@@ -9,14 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from msa_backend.bench import baselines, check, counts, inputs, timing
+from msa_backend.bench import baselines, check, counts, inputs, locality, timing
 from msa_backend.bench.baselines import Bound, UnsupportedCaseError
 from msa_backend.bench.cases import BLOCK_SIZE, Case
 from msa_backend.bench.inputs import Inputs
+from msa_backend.bench.locality import Neighbours
 
 # Sets of inputs that are taken in turns: more than enough for small ones to fall out of any cache in between.
 MOST_SETS = 64
-# Of the free memory, for all sets.
+# Of the memory, for one cache, and of what is free then, for all sets.
 MEMORY_SHARE = 0.3
 
 
@@ -45,8 +46,10 @@ class Result:
 class CaseResults:
     case: Case
     results: list[Result]
-    overlap: float | None
+    neighbours: Neighbours | None
     sets: int
+    sharing: float = 1.0
+    """Sequences that a page serves, on average."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,7 @@ class Setup:
 def run(case: Case, setup: Setup) -> CaseResults:
     names = list(setup.names)
     sets = _make_sets(case, setup.device)
+    sharing = sum(inputs.pages_needed(case)) / len(sets[0].kv_pages)
 
     # The selection that all attend by: of the first implementation whose own is right.
     results = {name: Result(name) for name in names}
@@ -68,13 +72,13 @@ def run(case: Case, setup: Setup) -> CaseResults:
         if _selects_rightly(results[name], sets[0]) and given is None:
             given = [_select(name, one) for one in sets]
     if given is None:
-        return CaseResults(case, list(results.values()), None, len(sets))
+        return CaseResults(case, list(results.values()), None, len(sets), sharing)
     of_sparse = counts.sparse_attention(case, inputs.distinct_blocks(given[0], sets[0]))
     for name in names:
         if results[name].trouble is None:
             _time(results[name], sets, given, of_sparse, setup)
         _free(setup.device)
-    return CaseResults(case, list(results.values()), inputs.overlap(given[0], sets[0]), len(sets))
+    return CaseResults(case, list(results.values()), locality.neighbours(given[0], case), len(sets), sharing)
 
 
 def _make_sets(case: Case, device: torch.device) -> list[Inputs]:
@@ -84,21 +88,23 @@ def _make_sets(case: Case, device: torch.device) -> list[Inputs]:
     there are several KV caches where those are few. Attention reads of K and V what was chosen: where that is little,
     several sets of queries choose from one KV cache.
     """
-    first = inputs.make_cache(case, device, seed=0)
     if device.type == "cpu":
-        return [inputs.make_inputs(case, first, seed=0)]
+        return [inputs.make_inputs(case, inputs.make_cache(case, device, seed=0), seed=0)]
+    properties = torch.cuda.get_device_properties(device)
+    most_pages = int(MEMORY_SHARE * properties.total_memory) // inputs.page_bytes(case)
+    first = inputs.make_cache(case, device, 0, most_pages)
     if not case.in_graph:
-        second = inputs.make_cache(case, device, seed=1)
+        second = inputs.make_cache(case, device, 1, most_pages)
         return [inputs.make_inputs(case, cache, seed) for seed, cache in enumerate((first, second))]
     held = _bytes(first.kv_pages) + _bytes(first.index_k_pages)
     block = BLOCK_SIZE * 2 * case.dim * first.kv_pages.element_size()
     attended = case.batch * case.num_kv_heads * case.topk * block  # at least: if all tokens of a sequence agree
     attended += 2 * case.num_tokens * case.num_heads * case.dim * counts.ITEM_SIZE[case.dtype]
-    rotated = 4 * torch.cuda.get_device_properties(device).L2_cache_size
+    rotated = 4 * properties.L2_cache_size
     fit = max(1, int(MEMORY_SHARE * torch.cuda.mem_get_info(device)[0] / held))
     caches = min(-(-rotated // _bytes(first.index_k_pages)), MOST_SETS, fit)
     count = max(caches, min(-(-rotated // attended), MOST_SETS))
-    made = [first, *(inputs.make_cache(case, device, seed) for seed in range(1, caches))]
+    made = [first, *(inputs.make_cache(case, device, seed, most_pages) for seed in range(1, caches))]
     return [inputs.make_inputs(case, made[i % caches], seed=MOST_SETS + i) for i in range(count)]
 
 
@@ -124,7 +130,7 @@ def _selects_rightly(result: Result, one: Inputs) -> bool:
     except Exception as error:  # whatever a kernel, a compiler or an allocator raises; the others go on
         result.trouble = _failed(error)
         return False
-    tolerance = check.SELECTION_TOLERANCE["fp8" if one.case.fp8_index_q else one.case.dtype]
+    tolerance = check.SELECTION_TOLERANCE["fp8" if one.case.fp8_index else one.case.dtype]
     if not result.selection_error <= tolerance:
         _call_wrong(result, f"selection is off by {result.selection_error:.1e}, allowed {tolerance:.0e}")
     return not result.wrong

@@ -36,8 +36,8 @@ class CudaClock:
     """By events. ``budget`` is the device seconds that one median may take, beyond a least number of runs."""
 
     LEAST, MOST = 5, 200
-    # Calls in one graph: enough that events, which resolve about a microsecond, hardly count.
-    IN_GRAPH = 20
+    # Calls in one graph: enough that events, which resolve about a microsecond, hardly count; fewer of long ones.
+    IN_GRAPH, IN_GRAPH_SECONDS = 20, 5e-3
 
     def __init__(self, budget: float, cache_bytes: int) -> None:
         self.budget = budget
@@ -69,7 +69,8 @@ class CudaClock:
         return [start.elapsed_time(end) / 1e3 for start, end in pairs]
 
     def _of_replays(self, calls: list[Call]) -> float:
-        rounds = -(-self.IN_GRAPH // len(calls))
+        seconds = self._events(calls[:1])[0] * len(calls)
+        rounds = max(1, min(-(-self.IN_GRAPH // len(calls)), round(self.IN_GRAPH_SECONDS / seconds)))
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             for call in calls * rounds:

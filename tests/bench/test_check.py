@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from msa_backend.bench import check, inputs
+from msa_backend.bench.baselines.ours import attend, select
 from msa_backend.bench.cases import PRESETS, Case
 from msa_backend.bench.inputs import Inputs
-from msa_backend.kernels import api, reference
+from msa_backend.kernels import reference
 
 CASES = {case.mode: case for case in PRESETS["small"]()}
 
@@ -24,14 +25,6 @@ def made(request: pytest.FixtureRequest) -> Inputs:
 
 def make(case: Case) -> Inputs:
     return inputs.make_inputs(case, inputs.make_cache(case, torch.device("cpu"), seed=0), seed=0)
-
-
-def select(made: Inputs) -> Tensor:
-    return api.select_blocks(made.index_q, made.index_k_pages, made.batch, topk=made.case.topk)
-
-
-def attend(made: Inputs, block_ids: Tensor) -> Tensor:
-    return api.sparse_attention(made.q, made.k_pages, made.v_pages, block_ids, made.batch, scale=made.scale)
 
 
 def test_samples_are_first_last_and_between(made: Inputs) -> None:

@@ -34,13 +34,33 @@ def test_all_modes_are_checked_timed_printed_and_kept(tmp_path: Path, capsys: py
 def test_a_case_of_ones_own(capsys: pytest.CaptureFixture[str]) -> None:
     command_line = (
         "--contexts 1K --modes suffix --new-tokens 9 --batches 2 --heads 4/2,3/1 --head-dim 16 --topk 3 "
-        "--dtype fp16 --fp8-index --fp8-kv --local 0.9"
+        "--dtype fp16 --fp8-index --fp8-kv --locality 0.9"
     )
     assert cli.main([*QUICK, *command_line.split()]) == 0
     shown = capsys.readouterr().out
     for heads in ("4/2", "3/1"):
-        assert f"suffix, 9 new @ 1,024, x 2, {heads} heads, fp16, fp8 index, fp8 KV, local 0.9" in shown
+        assert f"suffix, 9 new @ 1,024, x 2, {heads} heads, fp16, fp8 index, fp8 KV, cosine 0.9" in shown
     assert "failed" not in shown and "WRONG" not in shown
+
+
+def test_decode_is_bounded_for_its_own_length_and_for_a_servers(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([*QUICK, "--modes", "decode,suffix", "--capture-for", "own,64K,1K"]) == 0
+    shown = capsys.readouterr().out
+    rows = shown.split("total, ms")[1]
+    assert rows.count("decode") == 2 and rows.count("captured for 64K") == 1 and rows.count("suffix") == 1
+    assert "calibrated: four consecutive tokens" in shown
+    assert "failed" not in shown and "WRONG" not in shown
+
+
+def test_host_time(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([*QUICK, "--host", "--json", str(tmp_path / "host.json")]) == 0
+    shown = capsys.readouterr().out
+    assert "without vllm: vLLM's kernels for MiniMax-M3 need a GPU" in shown and "failed" not in shown
+    for mode in ("prefill", "suffix", "decode", "verify"):
+        assert shown.count(f"\n{mode}") == 2
+    kept = json.loads((tmp_path / "host.json").read_text())
+    assert all(case["host_us"]["ours"]["attend"] > 0 for case in kept["cases"])
+    assert [*kept["absent"]] == ["vllm"]
 
 
 def test_wrong_kernels_are_not_timed_and_the_exit_status_says_so(
@@ -82,7 +102,8 @@ def test_every_implementation_says_whether_it_can_run_on_a_cpu(name: str) -> Non
         (["--contexts", "8X"], "'8X' is no number of tokens; write such as 4096, 8K or 1M"),
         (["--heads", "64/5"], "'64/5' is no query heads / KV heads; write such as 64/4"),
         (["--run", "ours,flash"], "'flash' is none of ours, reference, vllm, sglang, fa3, flashinfer"),
-        (["--local", "1"], "'1' is no share; write a number from 0 to under 1, such as 0.9"),
+        (["--capture-for", "1X"], "'1X' is no number of tokens"),
+        (["--locality", "1"], "'1' is no locality; write calibrated, random, or a cosine from 0 to under 1"),
     ],
 )
 def test_arguments_that_make_no_case(arguments: list[str], sentence: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -98,6 +119,12 @@ def test_refusals_before_anything_runs(
     monkeypatch.setattr(command, "_measure", lambda *_: pytest.fail("it ran"))
     assert cli.main([*QUICK, "--json", str(tmp_path / "nowhere" / "x.json")]) == 1
     assert "there is no directory" in capsys.readouterr().err
+    assert cli.main([*QUICK, "--host", "--run", "ours,sglang,fa3"]) == 1
+    assert "--host measures ours and vllm; leave fa3, sglang out of --run" in capsys.readouterr().err
+    assert cli.main([*QUICK, "--host", "--plot", str(tmp_path / "x.png")]) == 1
+    assert "--host has nothing to plot" in capsys.readouterr().err
+    assert cli.main([*QUICK, "--host", "--capture-for", "1M"]) == 1
+    assert "--host calls eagerly and captures nothing; leave --capture-for out" in capsys.readouterr().err
     monkeypatch.setattr(command, "find_spec", lambda name: None if name == "matplotlib" else True)
     assert cli.main([*QUICK, "--plot", str(tmp_path / "x.png")]) == 1
     assert "--plot needs matplotlib, which is not installed; pip install matplotlib" in capsys.readouterr().err

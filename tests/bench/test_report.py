@@ -9,6 +9,7 @@ import pytest
 from msa_backend.bench import plot, report
 from msa_backend.bench.cases import Case
 from msa_backend.bench.counts import Rates, Work
+from msa_backend.bench.locality import Neighbours
 from msa_backend.bench.runner import CaseResults, Result
 
 RATES = Rates(bandwidth=4e12, copy=4e12, flops=8e14, fp8_flops=16e14)
@@ -18,8 +19,8 @@ OURS = Result(
 DENSE = Result("fa3", {"total": 0.0075}, None, 1e-3, [Work(24 * 10**11, 1)])
 BROKEN = Result("vllm", trouble="failed: RuntimeError: out of memory")
 FOUND = [
-    CaseResults(Case("prefill", 8192, new_tokens=8192), [OURS, BROKEN, DENSE], 0.25, 2),
-    CaseResults(Case("decode", 2**20), [OURS, DENSE], None, 1),
+    CaseResults(Case("prefill", 8192, new_tokens=8192), [OURS, BROKEN, DENSE], Neighbours(4, 21.94, 63.5), 2),
+    CaseResults(Case("decode", 2**20), [OURS, DENSE], None, 1, sharing=2.625),
 ]
 
 
@@ -47,8 +48,10 @@ def test_of_the_ceiling_is_the_sum_of_the_floors_over_the_time() -> None:
 
 def test_a_block_has_a_line_for_each_implementation_also_for_one_without_times() -> None:
     title, head, ours, broken, dense = report.block(FOUND[0], RATES)
-    assert "8,192 new @ 8,192" in title and "25%" in title
+    assert "8,192 new @ 8,192" in title and "calibrated" in title
+    assert "4 consecutive tokens choose 21.9 distinct blocks of 63.5" in title
     assert "of ceiling" in head
+    assert next(report.block(FOUND[1], RATES)).endswith("1 set of inputs; 2.6 sequences share a page")
     assert " ".join(ours.split()) == "ours - - 1.000 2.000 3.000 1.00x 267 TFLOP/s 67% 0, 2e-03"
     assert "out of memory" in broken
     assert "2.50x" in dense and "7.500" in dense
@@ -57,7 +60,7 @@ def test_a_block_has_a_line_for_each_implementation_also_for_one_without_times()
 def test_the_summary_has_every_case_and_every_baseline() -> None:
     head, prefill, decode = report.summary(FOUND, RATES)
     assert " ".join(head.split()) == "total, ms ours of ceiling vllm fa3"
-    assert " ".join(prefill.split()).endswith("bf16 3.000 67% - - 7.500 2.50x")
+    assert " ".join(prefill.split()).endswith("calibrated 3.000 67% - - 7.500 2.50x")
     assert " ".join(decode.split()).endswith("bf16 3.000 67% - - 7.500 2.50x")
 
 
@@ -72,7 +75,9 @@ def test_the_record_is_json_with_milliseconds() -> None:
 def test_a_record_read_back_draws_the_same_lines() -> None:
     kept = json.loads(json.dumps(report.record(FOUND, RATES, {}, {})))
     found = report.read(kept)
-    assert [case.case for case in found] == [case.case for case in FOUND]
+    assert [(case.case, case.neighbours, case.sharing) for case in found] == [
+        (case.case, case.neighbours, case.sharing) for case in FOUND
+    ]
     again, lines = plot.lines(found), plot.lines(FOUND)
     assert {mode: set(of_mode) for mode, of_mode in again.items()} == {mode: set(m) for mode, m in lines.items()}
     assert again["prefill"]["fa3", "64/4"] == [(8192, pytest.approx(7.5))]

@@ -1,7 +1,8 @@
 """The implementations that are timed, one module each.
 
 A module has ``unavailable(device)``, which says in one line why it cannot run here, or None; and
-``bind(inputs, block_ids)``, which returns a :class:`Bound`. Engines are imported inside these functions only.
+``bind(inputs, block_ids)``, which returns a :class:`Bound`; those of :data:`WITH_LAYER` also
+``layer(inputs, projection)``, which returns a :class:`Layer`. Engines are imported inside these functions only.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 NAMES = ("ours", "reference", "vllm", "sglang", "fa3", "flashinfer")
 # FlashInfer compiles for minutes before its first call, so it is there when asked for.
 DEFAULT = NAMES[:-1]
+WITH_LAYER = ("ours", "vllm")
 
 
 class UnsupportedCaseError(Exception):
@@ -40,6 +42,19 @@ class Bound:
     select: Call | None = None
     parts: dict[str, Call] = field(default_factory=dict)
     poisoned: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Layer:
+    """All operations of a sparse layer between its projections, as an engine calls them, on one set of inputs.
+
+    Attributes:
+        write: norms and rotates what the fused projection made, and writes keys and values of the new tokens.
+        attend: selects and attends, with the queries of the inputs.
+    """
+
+    write: Call
+    attend: Call
 
 
 def load(name: str) -> ModuleType:

@@ -79,7 +79,7 @@ def bind(inputs: Inputs, block_ids: Tensor | None) -> Bound:
             rows,
             batch.cu_seqlens_q,
             batch.seq_lens,
-            batch.context_lens,
+            inputs.context_lens,
             batch.max_query_len,
             batch.max_seq_len,
             1,
@@ -107,7 +107,7 @@ def bind(inputs: Inputs, block_ids: Tensor | None) -> Bound:
             BLOCK_SIZE,
             batch.cu_seqlens_q,
             batch.seq_lens,
-            batch.context_lens,
+            inputs.context_lens,
             batch.max_query_len,
             **query_blocks,
         )
