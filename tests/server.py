@@ -64,13 +64,16 @@ class Server:
 
 
 @contextlib.contextmanager
-def running(command: Sequence[str | Path], flags: Sequence[str], environment: Mapping[str, str]) -> Iterator[Server]:
+def running(
+    command: Sequence[str | Path], flags: Sequence[str], environment: Mapping[str, str], limit: float = START_LIMIT
+) -> Iterator[Server]:
     """A server until it is healthy; stopped, with its children, at the end.
 
     Args:
         command: what starts it.
         flags: what follows host and port.
         environment: variables beside those of this process.
+        limit: seconds it may take to get healthy.
 
     Raises:
         RuntimeError: it ended, or was not healthy in time; the message is what it printed.
@@ -88,7 +91,7 @@ def running(command: Sequence[str | Path], flags: Sequence[str], environment: Ma
         )
         try:
             server = Server(f"http://{HOST}:{port}")
-            deadline = time.monotonic() + START_LIMIT
+            deadline = time.monotonic() + limit
             while not server.is_healthy():
                 if process.poll() is not None or time.monotonic() > deadline:
                     log.seek(0)

@@ -19,7 +19,9 @@ and a bf16 run could not be compared with anything.
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from msa_backend.config import HEAD_DIM
@@ -30,7 +32,7 @@ from msa_backend.tiny.tokenizer import byte_alphabet, vocab_size, word_token_ids
 if TYPE_CHECKING:
     import torch
 
-    Draw = Callable[..., torch.Tensor]
+    Draw = Callable[..., Future[torch.Tensor]]
 
 ATTENTION_LOGIT_SPREAD = 1.5
 ATTENTION_GAIN = 0.8
@@ -46,16 +48,17 @@ SPOKEN_BYTES = ".,?!"
 
 
 def random_weights(shape: TinyShape, seed: int) -> dict[str, torch.Tensor]:
-    """All tensors of the checkpoint in fp32, each drawn from its own stream of ``(seed, name)``."""
-    weights: dict[str, torch.Tensor] = {}
+    """All tensors of the checkpoint in fp32, each drawn from its own stream of ``(seed, name)``, on all cores."""
+    drawn: dict[str, Future[torch.Tensor]] = {}
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
 
-    def draw(name: str, *size: int, spread: float, mean: float = 0.0) -> torch.Tensor:
-        weights[name] = _uniform(f"{seed}:{name}", size, spread, mean)
-        return weights[name]
+        def draw(name: str, *size: int, spread: float, mean: float = 0.0) -> Future[torch.Tensor]:
+            drawn[name] = pool.submit(_uniform, f"{seed}:{name}", size, spread, mean)
+            return drawn[name]
 
-    _text(draw, shape)
-    _vision(draw, shape)
-    return weights
+        _text(draw, shape)
+        _vision(draw, shape)
+    return {name: tensor.result() for name, tensor in drawn.items()}
 
 
 def _uniform(stream: str, size: tuple[int, ...], spread: float, mean: float) -> torch.Tensor:
@@ -70,7 +73,7 @@ def _uniform(stream: str, size: tuple[int, ...], spread: float, mean: float) -> 
 
 def _text(draw: Draw, shape: TinyShape) -> None:
     root = "language_model.model"
-    embedding = draw(f"{root}.embed_tokens.weight", vocab_size(), shape.hidden, spread=1.0)
+    embedding = draw(f"{root}.embed_tokens.weight", vocab_size(), shape.hidden, spread=1.0).result()
     for layer in range(shape.layers):
         prefix = f"{root}.layers.{layer}"
         draw(f"{prefix}.input_layernorm.weight", shape.hidden, spread=0.1)
@@ -82,7 +85,8 @@ def _text(draw: Draw, shape: TinyShape) -> None:
             _swiglu(draw, f"{prefix}.mlp", ("gate_proj", "down_proj", "up_proj"), shape.hidden, shape.dense_size)
     draw(f"{root}.norm.weight", shape.hidden, spread=0.1)
 
-    head = draw("language_model.lm_head.weight", vocab_size(), shape.hidden, spread=LOGIT_SPREAD * shape.hidden**-0.5)
+    spread = LOGIT_SPREAD * shape.hidden**-0.5
+    head = draw("language_model.lm_head.weight", vocab_size(), shape.hidden, spread=spread).result()
     for number, character in enumerate(byte_alphabet()):
         if character not in SPOKEN_BYTES:
             head[number] *= QUIET_BYTE

@@ -1,0 +1,115 @@
+"""Which processes a command starts, and with what."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+from engine import children, command, conversations, serve
+
+FOLDER = Path(__file__).parents[2] / "benchmarks" / "engine"
+
+
+def jobs(*words: str) -> list[tuple[int, str, tuple[str, ...]]]:
+    arguments = command.parse(["run", "model", "out.json", *words])
+    return [(number, name, tuple(plans)) for number, name, plans in command.jobs(arguments)]
+
+
+def test_classes_take_turns() -> None:
+    cells = ("cells",)
+    assert jobs() == [(0, "ours", cells), (0, "in-tree", cells)]
+    assert jobs("--rounds", "2") == [(n, name, cells) for n in (0, 1) for name in ("ours", "in-tree")]
+
+
+def test_one_engine_does_all_but_serving() -> None:
+    assert jobs("--only", "serve,equal,cells", "--rounds", "2") == [
+        (0, "ours", ("cells", "equal")),
+        (0, "in-tree", ("cells", "equal")),
+        (0, "eager", ("equal",)),
+        (0, "ours", ("serve",)),
+        (0, "in-tree", ("serve",)),
+        (1, "ours", ("cells",)),
+        (1, "in-tree", ("cells",)),
+        (1, "ours", ("serve",)),
+        (1, "in-tree", ("serve",)),
+    ]
+
+
+def test_plans_survive_the_way_to_the_child() -> None:
+    arguments = command.parse(["run", "model", "out.json", "--only", "cells,profile,equal", "--contexts", "128,256"])
+    _, _, plans = next(command.jobs(arguments))
+    for part, plan in plans.items():
+        assert children.plan(part, json.loads(json.dumps(asdict(plan)))) == plan
+    assert plans["cells"].contexts == (128, 256)
+
+
+def test_each_class_has_its_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MSA_DISABLE", "1")
+    assert children.environment("ours")["MSA_DISABLE"] == "0"
+    assert children.environment("in-tree")["MSA_DISABLE"] == "1"
+
+
+def test_options_become_flags() -> None:
+    options = {"language_model_only": True, "enable_prefix_caching": False, "max_model_len": 8, "a_b": {"c": [1]}}
+    assert serve.flags(options) == [
+        "--language-model-only", "--no-enable-prefix-caching", "--max-model-len", "8", "--a-b", '{"c": [1]}',
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("words", [["--only", "speed"], ["--classes", "theirs"], ["--cells", "tftt"]])
+def test_unknown_names_are_refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        command.parse(["run", "model", "out.json", *words])
+    assert f"{words[1]!r} is not one of" in capsys.readouterr().err
+
+
+def test_defaults_are_those_of_the_plans() -> None:
+    arguments = command.parse(["run", "model", "out.json"])
+    shape = conversations.Shape(arguments.conversations, arguments.turns, arguments.shared, arguments.first)
+    assert shape == conversations.Shape()
+
+
+@pytest.mark.parametrize("safe", ["", "1"])
+def test_runs_as_a_folder(safe: str) -> None:
+    done = subprocess.run(
+        [sys.executable, str(FOLDER), "run", "--help"], env={"PYTHONSAFEPATH": safe}, capture_output=True, text=True
+    )
+    assert done.returncode == 0 and "--profile-steps" in done.stdout, done.stderr
+
+
+CHILD = """\
+#!{python}
+import pathlib, sys
+assert sys.argv[2] == "child"
+print("[bench] a cell")
+print("something else")
+{report}
+print("out of memory", file=sys.stderr)
+sys.exit({status})
+"""
+
+
+@pytest.mark.parametrize(
+    ("report", "status"), [('{"parts": {"cells": [1]}}', 0), ('{"parts": {"cells": [1]}}', 3), ("", 3)]
+)
+def test_what_a_child_found_and_said_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, report: str, status: int
+) -> None:
+    script = tmp_path / "python"
+    write = f"pathlib.Path(sys.argv[4]).write_text({report!r})" if report else ""
+    script.write_text(CHILD.format(python=sys.executable, report=write, status=status))
+    script.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(script))
+    (tmp_path / "report.json").write_text("of an earlier child")
+    shown: list[str] = []
+    found = children.run("ours", "model", {}, {}, tmp_path, shown.append)
+    assert shown == ["a cell"]
+    assert found["parts"] == ({"cells": [1]} if report else {})
+    assert ("failed" in found) == bool(status)
+    if status:
+        assert "out of memory" in found["failed"] and f"status {status}" in found["failed"]
+    assert "something else" in (tmp_path / "ours.log").read_text()
