@@ -16,6 +16,8 @@ from torch import Tensor
 
 from msa_backend.kernels import cpu, reference
 from msa_backend.kernels.batch import BLOCK_SIZE, Batch
+from msa_backend.kernels.caches import LayerCaches
+from msa_backend.kernels.selection import Selection
 
 NUM_HEADS, NUM_KV_HEADS, DIM, TOPK = 64, 4, 128, 16
 
@@ -35,7 +37,6 @@ def make_batch(num_seqs: int, query_len: int, context_len: int) -> Batch:
     return Batch(
         cu_seqlens_q=torch.arange(num_seqs + 1, dtype=torch.int32) * query_len,
         seq_lens=torch.full((num_seqs,), seq_len, dtype=torch.int32),
-        context_lens=torch.full((num_seqs,), context_len, dtype=torch.int32),
         block_table=torch.randperm(num_seqs * max_pages).int().view(num_seqs, max_pages),
         max_query_len=query_len,
         max_seq_len=seq_len,
@@ -64,14 +65,14 @@ def measure(num_seqs: int, query_len: int, context_len: int, with_reference: boo
     q, index_q = normal(num_tokens, NUM_HEADS, DIM), normal(num_tokens, NUM_KV_HEADS, DIM)
     k_pages, v_pages = normal(num_pages, NUM_KV_HEADS, BLOCK_SIZE, 2 * DIM).chunk(2, dim=-1)
     index_k_pages = normal(num_pages, BLOCK_SIZE, DIM)
-    block_ids = cpu.select_blocks(index_q, index_k_pages, batch, topk=TOPK)
-
-    index, cache, scale = (index_q, index_k_pages, batch), (q, k_pages, v_pages, block_ids, batch), DIM**-0.5
-    select: list[Callable[[], object]] = [lambda: cpu.select_blocks(*index, topk=TOPK)]
-    attend: list[Callable[[], object]] = [lambda: cpu.sparse_attention(*cache, scale=scale)]
+    caches = LayerCaches(k_pages, v_pages, index_k_pages)
+    index = index_q, caches, batch, Selection(TOPK)
+    attention = q, caches, cpu.select_blocks(*index), batch, DIM**-0.5
+    select: list[Callable[[], object]] = [lambda: cpu.select_blocks(*index)]
+    attend: list[Callable[[], object]] = [lambda: cpu.sparse_attention(*attention)]
     if with_reference:
-        select.append(lambda: reference.select_blocks(*index, topk=TOPK, dtype=torch.float32))
-        attend.append(lambda: reference.sparse_attention(*cache, scale=scale, dtype=torch.float32))
+        select.append(lambda: reference.select_blocks(*index, dtype=torch.float32))
+        attend.append(lambda: reference.sparse_attention(*attention, dtype=torch.float32))
     return [medians(select, repeats), medians(attend, repeats)]
 
 

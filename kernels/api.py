@@ -1,10 +1,8 @@
 """The operations of MiniMax Sparse Attention on a paged cache, for any device.
 
 The method is that of the MSA report, arXiv:2606.13392; :mod:`msa_backend.kernels.reference` is its definition in code.
-Pages and sparse blocks are the same 128 tokens. Cache tensors may be views with any strides, the last axis alone must
-be contiguous. What lies in the cache beyond a sequence's tokens never reaches a result.
-
-All errors are raised from shapes and dtypes alone, without waiting for the device.
+Pages and sparse blocks are the same 128 tokens. What lies in the cache beyond a sequence's tokens never reaches a
+result. All errors are raised from shapes and dtypes alone, without waiting for the device.
 """
 
 from __future__ import annotations
@@ -12,59 +10,41 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from . import checks
-from .batch import Batch
+from . import checks, cpu
+from .batch import Batch, Part, Step
+from .caches import LayerCaches
 from .dispatch import choose
+from .norms import HeadNorms
+from .selection import Selection
+
+__all__ = [
+    "Batch", "HeadNorms", "LayerCaches", "Part", "Selection", "Step",
+    "attend", "dense_attention", "norm_rope_write", "select_blocks", "sparse_attention", "write",
+]  # fmt: skip
 
 
-def write_cache(
-    k: Tensor,
-    v: Tensor,
-    index_k: Tensor | None,
-    k_pages: Tensor,
-    v_pages: Tensor,
-    index_k_pages: Tensor | None,
-    slot_mapping: Tensor,
-    *,
-    k_scale: float = 1.0,
-    v_scale: float = 1.0,
-) -> None:
-    """Write new tokens into their slots of the cache, in its dtype.
+def write(k: Tensor, v: Tensor, index_k: Tensor | None, caches: LayerCaches, slot_mapping: Tensor) -> None:
+    """Write new tokens into their slots of the caches, in their dtypes; fp8 is divided by its scale and saturates.
 
     Args:
         k, v: ``[num_tokens, num_kv_heads, head_dim]`` fp16, bf16 or fp32.
-        index_k: ``[num_tokens, index_dim]`` fp16, bf16 or fp32; None for a dense layer.
-        k_pages, v_pages: ``[num_pages, num_kv_heads, 128, head_dim]`` fp16, bf16, fp32 or fp8.
-        index_k_pages: ``[num_pages, 128, index_dim]``, same dtypes; None for a dense layer.
+        index_k: ``[num_tokens, index_dim]``, same dtypes; None for a dense layer.
         slot_mapping: ``[num_tokens]`` int64, ``page * 128 + offset`` of each token; a negative slot is skipped.
-        k_scale, v_scale: with fp8 pages, what keys and values are divided by; values too large saturate.
 
     Raises:
-        ValueError: shapes, dtypes or scales that do not fit together.
+        ValueError: shapes or dtypes that do not fit together.
     """
-    checks.check_write_cache(k, v, index_k, k_pages, v_pages, index_k_pages, slot_mapping, k_scale, v_scale)
-    choose(k.device).module.write_cache(
-        k, v, index_k, k_pages, v_pages, index_k_pages, slot_mapping, k_scale=k_scale, v_scale=v_scale
-    )
+    checks.check_write(k, v, index_k, caches, slot_mapping)
+    choose(k.device).module.write(k, v, index_k, caches, slot_mapping)
 
 
 def norm_rope_write(
     projected: Tensor,
     positions: Tensor,
-    cos_sin_cache: Tensor,
-    q_weight: Tensor,
-    k_weight: Tensor,
-    index_q_weight: Tensor,
-    index_k_weight: Tensor,
-    k_pages: Tensor,
-    v_pages: Tensor,
-    index_k_pages: Tensor,
+    norms: HeadNorms,
+    caches: LayerCaches,
     slot_mapping: Tensor,
     *,
-    num_heads: int,
-    eps: float,
-    k_scale: float = 1.0,
-    v_scale: float = 1.0,
     index_q_dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Make a sparse layer's queries, and write its keys and values, from its one fused projection.
@@ -75,14 +55,10 @@ def norm_rope_write(
 
     Args:
         projected: ``[num_tokens, num_heads * head_dim + 2 * num_kv_heads * head_dim + (num_kv_heads + 1) * index_dim]``
-            fp16, bf16 or fp32: queries, keys, values, index queries, index key. Its last axis is contiguous.
-        positions: ``[num_tokens]`` int64, contiguous; those outside of ``cos_sin_cache`` are taken for the nearest.
-        cos_sin_cache: ``[max_positions, rotary_dim]``, any float dtype: cosines, then sines, as vLLM keeps them.
-        q_weight, k_weight: ``[head_dim]``, contiguous, the norms' weights, less 1 as the checkpoint has them.
-        index_q_weight, index_k_weight: ``[index_dim]``, likewise.
-        k_pages, v_pages, index_k_pages, slot_mapping, k_scale, v_scale: as in :func:`write_cache`.
-        num_heads: query heads. There are as many index query heads as KV heads.
-        eps: of the norms.
+            fp16, bf16 or fp32: queries, keys, values, index queries, index key. Its last axis is contiguous. The width
+            says how many query heads there are; there are as many index query heads as KV heads.
+        positions: ``[num_tokens]`` int64, contiguous; those outside of the rope table are taken for the nearest.
+        slot_mapping: as in :func:`write`, contiguous.
         index_q_dtype: of the index queries, ``projected``'s if None. With ``torch.float8_e4m3fn`` each token and head
             is scaled so that its largest channel is 448, which leaves the order of its blocks as it was.
 
@@ -91,64 +67,38 @@ def norm_rope_write(
         ``[num_tokens, num_kv_heads, index_dim]`` index queries.
 
     Raises:
-        ValueError: shapes, dtypes or scales that do not fit together.
+        ValueError: shapes or dtypes that do not fit together.
     """
-    checks.check_norm_rope_write(
-        projected, positions, cos_sin_cache, q_weight, k_weight, index_q_weight, index_k_weight,
-        k_pages, v_pages, index_k_pages, slot_mapping, num_heads, k_scale, v_scale, index_q_dtype,
-    )  # fmt: skip
+    checks.check_norm_rope_write(projected, positions, norms, caches, slot_mapping, index_q_dtype)
     return choose(projected.device).module.norm_rope_write(
-        projected, positions, cos_sin_cache, q_weight, k_weight, index_q_weight, index_k_weight,
-        k_pages, v_pages, index_k_pages, slot_mapping,
-        num_heads=num_heads, eps=eps, k_scale=k_scale, v_scale=v_scale, index_q_dtype=index_q_dtype,
-    )  # fmt: skip
+        projected, positions, norms, caches, slot_mapping, index_q_dtype=index_q_dtype
+    )
 
 
-def select_blocks(
-    index_q: Tensor,
-    index_k_pages: Tensor,
-    batch: Batch,
-    *,
-    topk: int,
-    init_blocks: int = 0,
-    local_blocks: int = 1,
-) -> Tensor:
+def select_blocks(index_q: Tensor, caches: LayerCaches, batch: Batch, selection: Selection) -> Tensor:
     """Choose the blocks each query token attends to, once for every index head.
 
-    A block scores the largest ``index_q . index_k`` over its tokens that the query sees. The ``init_blocks`` first and
-    ``local_blocks`` newest visible blocks, the query's own counted, are chosen whatever they score and count within
-    ``topk``. Equal scores may be broken either way.
+    A block scores the largest ``index_q . index_k`` over its tokens that the query sees. The forced blocks are chosen
+    whatever they score. Equal scores may be broken either way.
 
     Args:
         index_q: ``[num_tokens, num_index_heads, index_dim]`` fp16, bf16 or fp32; fp8 e4m3 if the keys are too. A factor
             of a token and head changes no choice, so fp8 queries may be scaled each by its own.
-        index_k_pages: ``[num_pages, 128, index_dim]`` fp16, bf16, fp32 or fp8 (of scale 1).
-        batch: whose tokens these are; tokens past its last row are padding.
+        batch: whose tokens these are; tokens past its last sequence are padding.
 
     Returns:
         ``[num_index_heads, num_tokens, topk]`` int32: block numbers within the sequence (position // 128), ascending,
         none twice, -1 after the last. All -1 for padding.
 
     Raises:
-        ValueError: shapes or dtypes that do not fit together, or ``topk`` less than the blocks that are forced in.
+        ValueError: shapes or dtypes that do not fit together.
     """
-    checks.check_select_blocks(index_q, index_k_pages, topk, init_blocks, local_blocks)
-    return choose(index_q.device).module.select_blocks(
-        index_q, index_k_pages, batch, topk=topk, init_blocks=init_blocks, local_blocks=local_blocks
-    )
+    checks.check_select_blocks(index_q, caches)
+    return choose(index_q.device).module.select_blocks(index_q, caches, batch, selection)
 
 
 def sparse_attention(
-    q: Tensor,
-    k_pages: Tensor,
-    v_pages: Tensor,
-    block_ids: Tensor,
-    batch: Batch,
-    *,
-    scale: float,
-    k_scale: float = 1.0,
-    v_scale: float = 1.0,
-    out: Tensor | None = None,
+    q: Tensor, caches: LayerCaches, block_ids: Tensor, batch: Batch, scale: float, out: Tensor | None = None
 ) -> Tensor:
     """Exact causal softmax attention of each group of query heads over its selected blocks alone.
 
@@ -156,20 +106,48 @@ def sparse_attention(
 
     Args:
         q: ``[num_tokens, num_heads, head_dim]`` fp16, bf16 or fp32.
-        k_pages, v_pages: ``[num_pages, num_kv_heads, 128, head_dim]`` fp16, bf16, fp32 or fp8.
         block_ids: ``[num_kv_heads, num_tokens, topk]`` int32, as :func:`select_blocks` returns them.
-        batch: whose tokens these are; tokens past its last row are padding.
+        batch: whose tokens these are; tokens past its last sequence are padding.
         scale: of the logits, positive, usually ``head_dim ** -0.5``.
-        k_scale, v_scale: with fp8 pages, what keys and values are multiplied by.
-        out: where to write the result, if given: same shape and device as ``q``, any dtype.
+        out: where to write the result, if given: same shape and device as ``q``, any dtype, last axis contiguous.
 
     Returns:
         ``[num_tokens, num_heads, head_dim]``, ``out`` or a new tensor like ``q``; 0 for a token without blocks.
 
     Raises:
-        ValueError: shapes, dtypes or scales that do not fit together.
+        ValueError: shapes or dtypes that do not fit together.
     """
-    checks.check_sparse_attention(q, k_pages, v_pages, block_ids, scale, k_scale, v_scale, out)
-    return choose(q.device).module.sparse_attention(
-        q, k_pages, v_pages, block_ids, batch, scale=scale, k_scale=k_scale, v_scale=v_scale, out=out
-    )
+    checks.check_sparse_attention(q, caches, block_ids, scale, out)
+    return choose(q.device).module.sparse_attention(q, caches, block_ids, batch, scale, out)
+
+
+def attend(
+    q: Tensor,
+    index_q: Tensor,
+    caches: LayerCaches,
+    batch: Batch,
+    selection: Selection,
+    scale: float,
+    out: Tensor | None = None,
+) -> Tensor:
+    """:func:`select_blocks` and :func:`sparse_attention` in one, with what they hold in between shared by all layers.
+
+    Raises:
+        ValueError: as of the two.
+    """
+    checks.check_attend(q, index_q, caches, scale, out)
+    return choose(q.device).module.attend(q, index_q, caches, batch, selection, scale, out)
+
+
+def dense_attention(q: Tensor, caches: LayerCaches, batch: Batch, scale: float, out: Tensor | None = None) -> Tensor:
+    """Exact causal softmax attention over the whole sequence, for the dense layers of an engine without its own.
+
+    Shapes and errors are those of :func:`sparse_attention`. On a CPU only: on GPUs engines bring FlashAttention.
+
+    Raises:
+        ValueError: the device has no such operation.
+    """
+    checks.check_sparse_attention(q, caches, None, scale, out)
+    if choose(q.device).is_triton:
+        raise ValueError(f"dense_attention has no kernel for {q.device}; use the engine's own dense attention")
+    return cpu.dense_attention(q, caches, batch, scale, out)

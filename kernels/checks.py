@@ -1,4 +1,7 @@
-"""What the operations accept. Every message names the value, what is allowed, and what to do."""
+"""What the operations accept, from shapes and dtypes alone: caches, norms and selections have checked themselves.
+
+Every message names the value, what is allowed, and what to do.
+"""
 
 from __future__ import annotations
 
@@ -7,82 +10,51 @@ import math
 import torch
 from torch import Tensor
 
-from .batch import BLOCK_SIZE
+from .caches import COMPUTE_DTYPES, LayerCaches
+from .norms import HeadNorms
 
-COMPUTE_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
-FP8_DTYPES = (torch.float8_e4m3fn, torch.float8_e5m2)
+E4M3 = torch.float8_e4m3fn
 
 
-def check_write_cache(
-    k: Tensor,
-    v: Tensor,
-    index_k: Tensor | None,
-    k_pages: Tensor,
-    v_pages: Tensor,
-    index_k_pages: Tensor | None,
-    slot_mapping: Tensor,
-    k_scale: float,
-    v_scale: float,
-) -> None:
-    _check_kv_pages(k_pages, v_pages, k_scale, v_scale)
-    _, num_kv_heads, _, head_dim = k_pages.shape
+def check_write(k: Tensor, v: Tensor, index_k: Tensor | None, caches: LayerCaches, slot_mapping: Tensor) -> None:
     num_tokens = slot_mapping.shape[0]
     for name, x in (("k", k), ("v", v)):
-        _check_dtype(name, x, COMPUTE_DTYPES)
-        _check_shape(name, x, (num_tokens, num_kv_heads, head_dim), "one vector a slot and KV head of the cache")
+        _check_dtype(name, x)
+        _check_shape(name, x, (num_tokens, caches.num_kv_heads, caches.head_dim), "one vector a slot and KV head")
     _check_int64("slot_mapping", slot_mapping)
-    if (index_k is None) != (index_k_pages is None):
-        given, missing = ("index_k_pages", "index_k") if index_k is None else ("index_k", "index_k_pages")
-        raise ValueError(f"{given} is given but {missing} is None; give both for a sparse layer, neither for a dense")
-    if index_k is not None and index_k_pages is not None:
-        _check_index_pages(index_k_pages)
-        _check_dtype("index_k", index_k, COMPUTE_DTYPES)
-        _check_shape("index_k", index_k, (num_tokens, index_k_pages.shape[2]), "one vector a slot")
+    if (index_k is None) != (caches.index_k_pages is None):
+        has, lacks = ("the caches", "index_k is None") if index_k is None else ("index_k", "the caches have none")
+        raise ValueError(f"{has} has index keys but {lacks}; a sparse layer has both, a dense layer neither")
+    if index_k is not None:
+        _check_dtype("index_k", index_k)
+        _check_shape("index_k", index_k, (num_tokens, caches.index_dim), "one vector a slot")
 
 
 def check_norm_rope_write(
     projected: Tensor,
     positions: Tensor,
-    cos_sin_cache: Tensor,
-    q_weight: Tensor,
-    k_weight: Tensor,
-    index_q_weight: Tensor,
-    index_k_weight: Tensor,
-    k_pages: Tensor,
-    v_pages: Tensor,
-    index_k_pages: Tensor,
+    norms: HeadNorms,
+    caches: LayerCaches,
     slot_mapping: Tensor,
-    num_heads: int,
-    k_scale: float,
-    v_scale: float,
     index_q_dtype: torch.dtype | None,
 ) -> None:
-    _check_kv_pages(k_pages, v_pages, k_scale, v_scale)
-    _check_index_pages(index_k_pages)
-    _, num_kv_heads, _, head_dim = k_pages.shape
-    index_dim = index_k_pages.shape[2]
+    _check_dtype("projected", projected)
+    if (norms.head_dim, norms.index_dim) != (caches.head_dim, caches.index_dim):
+        raise ValueError(
+            f"the norms are of {norms.head_dim} and {norms.index_dim} channels, but the caches keep heads of "
+            f"{caches.head_dim} and index keys of {caches.index_dim}; pass those of one sparse layer"
+        )
     num_tokens = slot_mapping.shape[0]
-    width = (num_heads + 2 * num_kv_heads) * head_dim + (num_kv_heads + 1) * index_dim
-    meaning = f"{num_heads} query, {num_kv_heads} key, value and index query heads and an index key for each slot"
-    _check_dtype("projected", projected, COMPUTE_DTYPES)
-    _check_shape("projected", projected, (num_tokens, width), meaning)
+    if projected.dim() != 2 or projected.shape[0] != num_tokens or query_heads(projected, caches) < 1:
+        raise ValueError(
+            f"projected has shape {tuple(projected.shape)}, but must be ({num_tokens}, width) with room for a multiple "
+            f"of {caches.num_kv_heads} query heads, {caches.num_kv_heads} key, value and index query heads and one "
+            "index key for each slot; pass the whole projection"
+        )
     _check_int64("slot_mapping", slot_mapping)
     _check_int64("positions", positions)
     _check_shape("positions", positions, (num_tokens,), "one a slot")
-    for name, weight, dim in (
-        ("q_weight", q_weight, head_dim),
-        ("k_weight", k_weight, head_dim),
-        ("index_q_weight", index_q_weight, index_dim),
-        ("index_k_weight", index_k_weight, index_dim),
-    ):
-        _check_shape(name, weight, (dim,), "one factor a channel")
-    rotary_dim = cos_sin_cache.shape[-1]
-    if cos_sin_cache.dim() != 2 or rotary_dim % 2 or not 0 < rotary_dim <= min(head_dim, index_dim):
-        raise ValueError(
-            f"cos_sin_cache has shape {tuple(cos_sin_cache.shape)}, but must be (max_positions, rotary_dim) with an "
-            f"even rotary_dim of at most {min(head_dim, index_dim)}, the channels of a head; pass cosines, then sines"
-        )
-    if index_q_dtype not in (None, projected.dtype, torch.float8_e4m3fn):
+    if index_q_dtype not in (None, projected.dtype, E4M3):
         raise ValueError(
             f"index_q_dtype is {index_q_dtype}, but must be torch.float8_e4m3fn or {projected.dtype} like projected; "
             "leave it out"
@@ -92,106 +64,84 @@ def check_norm_rope_write(
             raise ValueError(f"{name} has stride {x.stride(-1)} on its last axis, but must have 1; make it contiguous")
 
 
-def check_select_blocks(index_q: Tensor, index_k_pages: Tensor, topk: int, init_blocks: int, local_blocks: int) -> None:
-    _check_index_pages(index_k_pages)
-    if index_q.dtype != torch.float8_e4m3fn or index_k_pages.dtype != torch.float8_e4m3fn:  # fp8 products take both
-        _check_dtype("index_q", index_q, COMPUTE_DTYPES)
-    if index_q.dim() != 3 or index_q.shape[2] != index_k_pages.shape[2]:
+def query_heads(projected: Tensor, caches: LayerCaches) -> int:
+    """How many query heads a fused projection holds; 0 if its width fits no number."""
+    others = 2 * caches.num_kv_heads * caches.head_dim + (caches.num_kv_heads + 1) * caches.index_dim
+    heads, rest = divmod(projected.shape[1] - others, caches.head_dim)
+    return 0 if rest or heads < 1 or heads % caches.num_kv_heads else heads
+
+
+def check_select_blocks(index_q: Tensor, caches: LayerCaches) -> None:
+    index_k_pages = caches.index_k_pages
+    if index_k_pages is None:
+        raise ValueError("the caches have no index keys, but blocks are selected by them; pass those of a sparse layer")
+    if index_q.dtype != E4M3 or index_k_pages.dtype != E4M3:  # fp8 products take both
+        _check_dtype("index_q", index_q)
+    if index_q.dim() != 3 or index_q.shape[2] != caches.index_dim:
         raise ValueError(
-            f"index_q has shape {tuple(index_q.shape)}, but must be (num_tokens, num_index_heads, "
-            f"{index_k_pages.shape[2]}) to match the index keys in the cache; reshape it"
-        )
-    if init_blocks < 0 or local_blocks < 0:
-        raise ValueError(f"init_blocks={init_blocks}, local_blocks={local_blocks}, but neither may be negative; use 0")
-    if topk < max(1, init_blocks + local_blocks):
-        raise ValueError(
-            f"topk is {topk}, but must be at least 1 and hold the {init_blocks} init + {local_blocks} local blocks "
-            "that are forced in; raise topk or force fewer"
+            f"index_q has shape {tuple(index_q.shape)}, but must be (num_tokens, num_index_heads, {caches.index_dim}) "
+            "to match the index keys in the cache; reshape it"
         )
 
 
 def check_sparse_attention(
-    q: Tensor,
-    k_pages: Tensor,
-    v_pages: Tensor,
-    block_ids: Tensor,
-    scale: float,
-    k_scale: float,
-    v_scale: float,
-    out: Tensor | None,
+    q: Tensor, caches: LayerCaches, block_ids: Tensor | None, scale: float, out: Tensor | None
 ) -> None:
-    _check_kv_pages(k_pages, v_pages, k_scale, v_scale)
+    """``block_ids`` None: they will be selected, one row for each KV head."""
     if not 0 < scale < math.inf:
         raise ValueError(f"scale is {scale}, but must be positive and finite; pass head_dim ** -0.5")
-    _check_dtype("q", q, COMPUTE_DTYPES)
-    _, num_kv_heads, _, head_dim = k_pages.shape
-    if q.dim() != 3 or q.shape[2] != head_dim:
+    _check_dtype("q", q)
+    if q.dim() != 3 or q.shape[2] != caches.head_dim:
         raise ValueError(
-            f"q has shape {tuple(q.shape)}, but must be (num_tokens, num_heads, {head_dim}) to match the keys in the "
-            "cache; reshape it"
+            f"q has shape {tuple(q.shape)}, but must be (num_tokens, num_heads, {caches.head_dim}) to match the keys "
+            "in the cache; reshape it"
         )
     num_tokens, num_heads, _ = q.shape
-    if num_heads % num_kv_heads:
+    if num_heads % caches.num_kv_heads:
         raise ValueError(
-            f"q has {num_heads} heads, but the cache has {num_kv_heads} KV heads and each must serve equally many; "
-            "pass a multiple"
+            f"q has {num_heads} heads, but the cache has {caches.num_kv_heads} KV heads and each must serve equally "
+            "many; pass a multiple"
         )
+    if out is not None and (out.shape != q.shape or out.stride(-1) != 1):
+        raise ValueError(
+            f"out has shape {tuple(out.shape)} and stride {out.stride(-1)} on its last axis, but must be "
+            f"{tuple(q.shape)} like q and have 1; allocate it like q"
+        )
+    if block_ids is None:
+        return
     if block_ids.dim() != 3 or block_ids.shape[2] == 0 or block_ids.dtype != torch.int32:
         raise ValueError(
             f"block_ids is {block_ids.dtype} of shape {tuple(block_ids.shape)}, but must be torch.int32 of shape "
             "(num_kv_heads, num_tokens, topk); pass what select_blocks returns"
         )
-    if block_ids.shape[0] != num_kv_heads:
-        raise ValueError(
-            f"block_ids come from {block_ids.shape[0]} index heads, but the cache has {num_kv_heads} KV heads and "
-            "blocks are selected once for each; pass as many index heads to select_blocks"
-        )
+    _check_index_heads(block_ids.shape[0], caches)
     if block_ids.shape[1] != num_tokens:
         raise ValueError(
             f"block_ids are of {block_ids.shape[1]} tokens, but q has {num_tokens}; pass both with the same padding"
         )
-    if out is not None and out.shape != q.shape:
-        raise ValueError(f"out has shape {tuple(out.shape)}, but must be {tuple(q.shape)} like q; allocate it like q")
 
 
-def _check_kv_pages(k_pages: Tensor, v_pages: Tensor, k_scale: float, v_scale: float) -> None:
-    for name, pages, scale in (("k_pages", k_pages, k_scale), ("v_pages", v_pages, v_scale)):
-        if pages.dim() != 4 or pages.shape[2] != BLOCK_SIZE:
-            raise ValueError(
-                f"{name} has shape {tuple(pages.shape)}, but must be (num_pages, num_kv_heads, {BLOCK_SIZE}, "
-                f"head_dim); start the engine with KV pages (blocks) of {BLOCK_SIZE} tokens"
-            )
-        _check_cache(name, pages)
-        if scale != 1.0 and pages.dtype not in FP8_DTYPES:
-            raise ValueError(f"{name} is {pages.dtype} with scale {scale}, but only fp8 pages are scaled; pass 1.0")
-    if k_pages.shape != v_pages.shape:
+def check_attend(q: Tensor, index_q: Tensor, caches: LayerCaches, scale: float, out: Tensor | None) -> None:
+    check_sparse_attention(q, caches, None, scale, out)
+    check_select_blocks(index_q, caches)
+    _check_index_heads(index_q.shape[1], caches)
+    if index_q.shape[0] != q.shape[0]:
         raise ValueError(
-            f"k_pages has shape {tuple(k_pages.shape)} and v_pages {tuple(v_pages.shape)}, but both must be the same; "
-            "pass the two halves of one cache"
+            f"index_q has {index_q.shape[0]} tokens, but q has {q.shape[0]}; pass both with the same padding"
         )
 
 
-def _check_index_pages(index_k_pages: Tensor) -> None:
-    if index_k_pages.dim() != 3 or index_k_pages.shape[1] != BLOCK_SIZE:
+def _check_index_heads(num_index_heads: int, caches: LayerCaches) -> None:
+    if num_index_heads != caches.num_kv_heads:
         raise ValueError(
-            f"index_k_pages has shape {tuple(index_k_pages.shape)}, but must be (num_pages, {BLOCK_SIZE}, index_dim); "
-            f"start the engine with KV pages (blocks) of {BLOCK_SIZE} tokens"
-        )
-    _check_cache("index_k_pages", index_k_pages)
-
-
-def _check_cache(name: str, pages: Tensor) -> None:
-    _check_dtype(name, pages, COMPUTE_DTYPES + FP8_DTYPES)
-    if pages.stride(-1) != 1:
-        raise ValueError(
-            f"{name} has stride {pages.stride(-1)} on its last axis, but vectors must be contiguous (stride 1); "
-            "permute other axes only"
+            f"block_ids come from {num_index_heads} index heads, but the cache has {caches.num_kv_heads} KV heads and "
+            "blocks are selected once for each; pass as many index heads to select_blocks"
         )
 
 
-def _check_dtype(name: str, x: Tensor, allowed: tuple[torch.dtype, ...]) -> None:
-    if x.dtype not in allowed:
-        raise ValueError(f"{name} is {x.dtype}, but must be one of {', '.join(map(str, allowed))}; convert it")
+def _check_dtype(name: str, x: Tensor) -> None:
+    if x.dtype not in COMPUTE_DTYPES:
+        raise ValueError(f"{name} is {x.dtype}, but must be one of {', '.join(map(str, COMPUTE_DTYPES))}; convert it")
 
 
 def _check_int64(name: str, x: Tensor) -> None:

@@ -4,20 +4,60 @@ from __future__ import annotations
 
 import importlib
 from functools import cache
-from types import ModuleType
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
+from torch import Tensor
 
 from . import cpu
+from .batch import Batch
+from .caches import LayerCaches
+from .norms import HeadNorms
+from .selection import Selection
 
 LEAST_CAPABILITY = (8, 0)
+
+
+class Operations(Protocol):
+    """What an implementation has, with the signatures and contracts of :mod:`.api`."""
+
+    def write(
+        self, k: Tensor, v: Tensor, index_k: Tensor | None, caches: LayerCaches, slot_mapping: Tensor
+    ) -> None: ...
+
+    def norm_rope_write(
+        self,
+        projected: Tensor,
+        positions: Tensor,
+        norms: HeadNorms,
+        caches: LayerCaches,
+        slot_mapping: Tensor,
+        *,
+        index_q_dtype: torch.dtype | None = None,
+    ) -> tuple[Tensor, Tensor]: ...
+
+    def select_blocks(self, index_q: Tensor, caches: LayerCaches, batch: Batch, selection: Selection) -> Tensor: ...
+
+    def sparse_attention(
+        self, q: Tensor, caches: LayerCaches, block_ids: Tensor, batch: Batch, scale: float, out: Tensor | None = None
+    ) -> Tensor: ...
+
+    def attend(
+        self,
+        q: Tensor,
+        index_q: Tensor,
+        caches: LayerCaches,
+        batch: Batch,
+        selection: Selection,
+        scale: float,
+        out: Tensor | None = None,
+    ) -> Tensor: ...
 
 
 class Choice(NamedTuple):
     """An implementation, and the sentence about it for a log."""
 
-    module: ModuleType
+    module: Operations
     why: str
 
     @property

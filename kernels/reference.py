@@ -13,9 +13,11 @@ import torch
 from torch import Tensor
 
 from .batch import BLOCK_SIZE, Batch
+from .caches import LayerCaches
+from .selection import Selection
 
 
-class Row(NamedTuple):
+class Sequence(NamedTuple):
     """One sequence of a batch: its query tokens, and where each of its cached tokens lies."""
 
     tokens: slice
@@ -34,13 +36,13 @@ class Row(NamedTuple):
         return self.key_positions <= self.positions[:, None]
 
 
-def rows(batch: Batch) -> Iterator[Row]:
+def sequences(batch: Batch) -> Iterator[Sequence]:
     bounds = batch.cu_seqlens_q.tolist()
     for i, (seq_len, context_len) in enumerate(zip(batch.seq_lens.tolist(), batch.context_lens.tolist(), strict=True)):
-        if seq_len == 0:  # padding
+        if seq_len <= 0:  # padding
             continue
         key_positions = torch.arange(seq_len)
-        yield Row(
+        yield Sequence(
             tokens=slice(bounds[i], bounds[i + 1]),
             positions=context_len + torch.arange(bounds[i + 1] - bounds[i]),
             key_positions=key_positions,
@@ -78,7 +80,7 @@ def norm_rope(
     return torch.cat((first * cos - second * sin, second * cos + first * sin, x[..., rotary_dim:]), dim=-1)
 
 
-def block_scores(index_q: Tensor, index_k_pages: Tensor, batch: Batch, *, dtype: torch.dtype = torch.float64) -> Tensor:
+def block_scores(index_q: Tensor, caches: LayerCaches, batch: Batch, *, dtype: torch.dtype = torch.float64) -> Tensor:
     """The score of a block: the largest ``index_q . index_k`` over the tokens of it that the query sees.
 
     Returns:
@@ -86,26 +88,21 @@ def block_scores(index_q: Tensor, index_k_pages: Tensor, batch: Batch, *, dtype:
     """
     num_tokens, num_heads, _ = index_q.shape
     max_blocks = -(-batch.max_seq_len // BLOCK_SIZE)
+    index_k_pages = caches.index_k_pages
+    assert index_k_pages is not None, "a dense layer selects nothing"
     scores = torch.full((num_heads, num_tokens, max_blocks), -torch.inf, dtype=dtype)
-    for row in rows(batch):
-        index_k = index_k_pages[row.pages, row.offsets].to(dtype)
+    for sequence in sequences(batch):
+        index_k = index_k_pages[sequence.pages, sequence.offsets].to(dtype)
         for head in range(num_heads):
-            dots = index_q[row.tokens, head].to(dtype) @ index_k.T
-            dots = dots.masked_fill(~row.visible, -torch.inf)
+            dots = index_q[sequence.tokens, head].to(dtype) @ index_k.T
+            dots = dots.masked_fill(~sequence.visible, -torch.inf)
             for block, of_block in enumerate(dots.split(BLOCK_SIZE, dim=1)):
-                scores[head, row.tokens, block] = of_block.amax(dim=1)
+                scores[head, sequence.tokens, block] = of_block.amax(dim=1)
     return scores
 
 
 def select_blocks(
-    index_q: Tensor,
-    index_k_pages: Tensor,
-    batch: Batch,
-    *,
-    topk: int,
-    init_blocks: int = 0,
-    local_blocks: int = 1,
-    dtype: torch.dtype = torch.float64,
+    index_q: Tensor, caches: LayerCaches, batch: Batch, selection: Selection, *, dtype: torch.dtype = torch.float64
 ) -> Tensor:
     """The blocks each (index head, query token) attends to.
 
@@ -116,10 +113,13 @@ def select_blocks(
         ``[num_index_heads, num_tokens, topk]`` int32 logical block numbers, ascending, -1 after the last.
     """
     num_tokens, num_heads, _ = index_q.shape
-    scores = block_scores(index_q, index_k_pages, batch, dtype=dtype)
+    scores = block_scores(index_q, caches, batch, dtype=dtype)
+    topk, init_blocks, local_blocks = selection.topk, selection.init_blocks, selection.local_blocks
     block_ids = torch.full((num_heads, num_tokens, topk), -1, dtype=torch.int32)
-    for row in rows(batch):
-        for token, sees in zip(range(row.tokens.start, row.tokens.stop), row.visible.sum(dim=1).tolist(), strict=True):
+    for sequence in sequences(batch):
+        for token, sees in zip(
+            range(sequence.tokens.start, sequence.tokens.stop), sequence.visible.sum(dim=1).tolist(), strict=True
+        ):
             num_blocks = -(-sees // BLOCK_SIZE)
             forced = {block for block in range(num_blocks) if block < init_blocks or block >= num_blocks - local_blocks}
             for head in range(num_heads):
@@ -132,14 +132,11 @@ def select_blocks(
 
 def sparse_attention(
     q: Tensor,
-    k_pages: Tensor,
-    v_pages: Tensor,
+    caches: LayerCaches,
     block_ids: Tensor,
     batch: Batch,
-    *,
     scale: float,
-    k_scale: float = 1.0,
-    v_scale: float = 1.0,
+    *,
     dtype: torch.dtype = torch.float64,
 ) -> Tensor:
     """Causal softmax attention over the tokens of the selected blocks, and nothing else.
@@ -148,32 +145,26 @@ def sparse_attention(
         ``[num_tokens, num_heads, head_dim]`` in ``dtype``; 0 for a token that sees none of its blocks.
     """
     num_heads = q.shape[1]
-    group = num_heads // k_pages.shape[1]
+    group = num_heads // caches.num_kv_heads
     out = torch.zeros(q.shape, dtype=dtype)
-    for row in rows(batch):
-        key_blocks = row.key_positions // BLOCK_SIZE
+    for sequence in sequences(batch):
+        key_blocks = sequence.key_positions // BLOCK_SIZE
         for head in range(num_heads):
             kv_head = head // group
-            selected = (key_blocks[:, None] == block_ids[kv_head, row.tokens, None, :]).any(dim=-1)
-            k = k_pages[row.pages, kv_head, row.offsets].to(dtype) * k_scale
-            v = v_pages[row.pages, kv_head, row.offsets].to(dtype) * v_scale
-            logits = q[row.tokens, head].to(dtype) @ k.T * scale
-            weights = logits.masked_fill(~(row.visible & selected), -torch.inf).softmax(dim=1)
+            selected = (key_blocks[:, None] == block_ids[kv_head, sequence.tokens, None, :]).any(dim=-1)
+            k = caches.k_pages[sequence.pages, kv_head, sequence.offsets].to(dtype) * caches.k_scale
+            v = caches.v_pages[sequence.pages, kv_head, sequence.offsets].to(dtype) * caches.v_scale
+            logits = q[sequence.tokens, head].to(dtype) @ k.T * scale
+            weights = logits.masked_fill(~(sequence.visible & selected), -torch.inf).softmax(dim=1)
             # A row of -inf alone has no softmax: nothing was selected, and the output is 0.
-            out[row.tokens, head] = weights.nan_to_num(nan=0.0) @ v
+            out[sequence.tokens, head] = weights.nan_to_num(nan=0.0) @ v
     return out
 
 
 def dense_attention(
-    q: Tensor,
-    k_pages: Tensor,
-    v_pages: Tensor,
-    batch: Batch,
-    *,
-    scale: float,
-    dtype: torch.dtype = torch.float64,
+    q: Tensor, caches: LayerCaches, batch: Batch, scale: float, *, dtype: torch.dtype = torch.float64
 ) -> Tensor:
     """Ordinary causal attention over the whole sequence: what MSA equals while all visible blocks fit in top-k."""
     max_blocks = -(-batch.max_seq_len // BLOCK_SIZE)
-    every_block = torch.arange(max_blocks).expand(k_pages.shape[1], q.shape[0], max_blocks)
-    return sparse_attention(q, k_pages, v_pages, every_block, batch, scale=scale, dtype=dtype)
+    every_block = torch.arange(max_blocks).expand(caches.num_kv_heads, q.shape[0], max_blocks)
+    return sparse_attention(q, caches, every_block, batch, scale, dtype=dtype)

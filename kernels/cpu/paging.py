@@ -11,21 +11,21 @@ from ..batch import BLOCK_SIZE, Batch
 
 
 def locate_tokens(batch: Batch, num_tokens: int) -> tuple[Tensor, Tensor]:
-    """The row of each query token and its position in that row's sequence.
+    """The sequence of each query token and its position there.
 
     Returns:
-        Two ``[num_tokens]`` int64 tensors. The position is -1 for padding: the tail past ``cu_seqlens_q[-1]`` and
-        the tokens of rows of zero length. Their row is any valid one.
+        Two ``[num_tokens]`` int64 tensors. The position is -1 for padding, the tokens past ``cu_seqlens_q[-1]`` and
+        those of sequences without a length; their sequence is any valid one.
     """
     bounds = batch.cu_seqlens_q
     token = torch.arange(num_tokens, device=bounds.device)
     if batch.num_seqs == 0:
         return token, torch.full_like(token, -1)
-    row = torch.searchsorted(bounds[1:].contiguous(), token, right=True)
-    in_a_row = row < batch.num_seqs
-    row = row.clamp(max=batch.num_seqs - 1)
-    position = (batch.context_lens[row] + token - bounds[row]).minimum(batch.seq_lens[row] - 1)
-    return row, torch.where(in_a_row, position, -1)
+    sequence = torch.searchsorted(bounds[1:].contiguous(), token, right=True)
+    in_a_sequence = sequence < batch.num_seqs
+    sequence = sequence.clamp(max=batch.num_seqs - 1)
+    live = in_a_sequence & (batch.seq_lens[sequence] > 0)
+    return sequence, torch.where(live, batch.context_lens[sequence] + token - bounds[sequence], -1)
 
 
 def gather_blocks(pages: Tensor, page: Tensor, head: Tensor | int = 0) -> Tensor:

@@ -3,49 +3,44 @@
 from __future__ import annotations
 
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
+from triton import jit
 
 from ..batch import BLOCK_SIZE
+from ..caches import LayerCaches
+from ..checks import query_heads
+from ..norms import HeadNorms
 from .fp8 import storable, to_cache
-from .rows import STEP_ARGUMENTS
+from .launch import Options, kernel
+from .pages import Pages, units
 from .sizes import ceil_div, next_power_of_2
+from .tiles import UNIT
 
-ROWS, NUM_WARPS = 16, 4
-"""Heads of one or more tokens that a program takes together, and its warps."""
+ROWS = 16
+"""Heads of one or more tokens that a program takes together."""
+OPTIONS = Options(num_warps=4)
 
 
 def norm_rope_write(
     projected: Tensor,
     positions: Tensor,
-    cos_sin_cache: Tensor,
-    q_weight: Tensor,
-    k_weight: Tensor,
-    index_q_weight: Tensor,
-    index_k_weight: Tensor,
-    k_pages: Tensor,
-    v_pages: Tensor,
-    index_k_pages: Tensor,
+    norms: HeadNorms,
+    caches: LayerCaches,
     slot_mapping: Tensor,
     *,
-    num_heads: int,
-    eps: float,
-    k_scale: float = 1.0,
-    v_scale: float = 1.0,
     index_q_dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor]:
     """See :func:`msa_backend.kernels.api.norm_rope_write`."""
-    num_tokens = projected.shape[0]
-    num_kv_heads, head_dim, index_dim = k_pages.shape[1], k_pages.shape[3], index_k_pages.shape[2]
-    max_positions, rotary_dim = cos_sin_cache.shape
+    num_tokens, num_heads = projected.shape[0], query_heads(projected, caches)
+    num_kv_heads, head_dim, index_dim = caches.num_kv_heads, caches.head_dim, caches.index_dim
+    max_positions, rotary_dim = norms.cos_sin_cache.shape
     q = projected.new_empty(num_tokens, num_heads, head_dim)
     index_q = projected.new_empty(num_tokens, num_kv_heads, index_dim, dtype=index_q_dtype or projected.dtype)
     if num_tokens == 0:
         return q, index_q
-    k_pages, kv_mantissa = storable(k_pages)
-    v_pages, _ = storable(v_pages)
-    index_k_pages, index_k_mantissa = storable(index_k_pages)
+    pages = caches.keep(Pages)
+    (k_pages, kv_mantissa), (v_pages, _), (index_k_pages, index_k_mantissa) = caches.keep(_storable)
     index_q_out, index_q_mantissa = storable(index_q)
     q_heads = min(ROWS, next_power_of_2(num_heads))
     kv_heads = next_power_of_2(num_kv_heads)
@@ -53,32 +48,41 @@ def norm_rope_write(
     programs = (
         ceil_div(num_tokens, q_tokens) * q_parts + 3 * ceil_div(num_tokens, kv_tokens) + ceil_div(num_tokens, ROWS)
     )
-    _norm_rope_write[(programs,)](
-        projected, positions, cos_sin_cache, q_weight, k_weight, index_q_weight, index_k_weight,
-        q, index_q_out, k_pages, v_pages, index_k_pages, slot_mapping, eps, k_scale, v_scale,
-        num_tokens, max_positions, projected.stride(0), cos_sin_cache.stride(0),
-        *k_pages.stride()[:3], *v_pages.stride()[:3], *index_k_pages.stride()[:2],
-        NUM_HEADS=num_heads, NUM_KV_HEADS=num_kv_heads, HEAD_DIM=head_dim, INDEX_DIM=index_dim,
-        HALF=rotary_dim // 2, HALF_PADDED=next_power_of_2(rotary_dim // 2),
-        HEAD_REST=next_power_of_2(head_dim - rotary_dim) if head_dim > rotary_dim else 1,
-        INDEX_REST=next_power_of_2(index_dim - rotary_dim) if index_dim > rotary_dim else 1,
-        ROWS=ROWS, Q_HEADS=q_heads, Q_TOKENS=q_tokens, Q_PARTS=q_parts, KV_HEADS=kv_heads, KV_TOKENS=kv_tokens,
-        BLOCK_SIZE=BLOCK_SIZE,
-        KV_MANTISSA=kv_mantissa, INDEX_K_MANTISSA=index_k_mantissa, INDEX_Q_MANTISSA=index_q_mantissa,
-        num_warps=NUM_WARPS,
+    msa_norm_rope_write(
+        (programs,),
+        (
+            projected, positions, norms.cos_sin_cache, norms.q_weight, norms.k_weight, norms.index_q_weight,
+            norms.index_k_weight, q, index_q_out, k_pages, v_pages, index_k_pages, slot_mapping,
+            norms.eps, caches.k_scale, caches.v_scale, num_tokens, max_positions,
+            *units("projected", projected.stride()[:1]), *pages.kv_strides, *pages.index_strides,
+        ),
+        (
+            num_heads, num_kv_heads, head_dim, index_dim, rotary_dim // 2, next_power_of_2(rotary_dim // 2),
+            next_power_of_2(head_dim - rotary_dim) if head_dim > rotary_dim else 1,
+            next_power_of_2(index_dim - rotary_dim) if index_dim > rotary_dim else 1,
+            norms.cos_sin_cache.stride(0), ROWS, q_heads, q_tokens, q_parts, kv_heads, kv_tokens, BLOCK_SIZE,
+            kv_mantissa, index_k_mantissa, index_q_mantissa,
+        ),
+        OPTIONS,
     )  # fmt: skip
     return q, index_q
 
 
-@triton.jit(do_not_specialize=STEP_ARGUMENTS)
-def _norm_rope_write(
+def _storable(caches: LayerCaches) -> list[tuple[Tensor, int]]:
+    """The pages of K, V and index keys as they are written."""
+    return [storable(pages) for pages in (caches.k_pages, caches.v_pages, caches.index_k_pages) if pages is not None]
+
+
+@kernel(unaligned=("positions_ptr", "slots_ptr"))
+def msa_norm_rope_write(
     projected_ptr, positions_ptr, cos_sin_ptr, q_weight_ptr, k_weight_ptr, index_q_weight_ptr, index_k_weight_ptr,
     q_ptr, index_q_ptr, k_pages_ptr, v_pages_ptr, index_k_pages_ptr, slots_ptr, eps, k_scale, v_scale,
-    num_tokens, max_positions, projected_token, cos_sin_position,
+    num_tokens, max_positions, projected_token,
     k_page, k_page_head, k_page_token, v_page, v_page_head, v_page_token, index_page, index_page_token,
     NUM_HEADS: tl.constexpr, NUM_KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, INDEX_DIM: tl.constexpr,
     HALF: tl.constexpr, HALF_PADDED: tl.constexpr, HEAD_REST: tl.constexpr, INDEX_REST: tl.constexpr,
-    ROWS: tl.constexpr, Q_HEADS: tl.constexpr, Q_TOKENS: tl.constexpr, Q_PARTS: tl.constexpr,
+    COS_SIN_STRIDE: tl.constexpr, ROWS: tl.constexpr,
+    Q_HEADS: tl.constexpr, Q_TOKENS: tl.constexpr, Q_PARTS: tl.constexpr,
     KV_HEADS: tl.constexpr, KV_TOKENS: tl.constexpr, BLOCK_SIZE: tl.constexpr,
     KV_MANTISSA: tl.constexpr, INDEX_K_MANTISSA: tl.constexpr, INDEX_Q_MANTISSA: tl.constexpr,
 ):  # fmt: skip
@@ -88,6 +92,7 @@ def _norm_rope_write(
     index_q_start: tl.constexpr = v_start + NUM_KV_HEADS * HEAD_DIM
     index_k_start: tl.constexpr = index_q_start + NUM_KV_HEADS * INDEX_DIM
     program = tl.program_id(0)
+    projected_token *= UNIT
     q_programs = tl.cdiv(num_tokens, Q_TOKENS) * Q_PARTS
     kv_programs = tl.cdiv(num_tokens, KV_TOKENS)
     kv_head = tl.arange(0, KV_HEADS)[None, :, None]
@@ -98,7 +103,7 @@ def _norm_rope_write(
         live = (token < num_tokens) & (head < NUM_HEADS)
         first, second, rest = _norm_rope(
             projected_ptr + token * projected_token + head * HEAD_DIM, live, q_weight_ptr,
-            positions_ptr, cos_sin_ptr, token, num_tokens, max_positions, cos_sin_position, eps,
+            positions_ptr, cos_sin_ptr, token, num_tokens, max_positions, COS_SIN_STRIDE, eps,
             HEAD_DIM, HALF, HALF_PADDED, HEAD_REST,
         )  # fmt: skip
         out = q_ptr + token * (NUM_HEADS * HEAD_DIM) + head * HEAD_DIM
@@ -110,7 +115,7 @@ def _norm_rope_write(
         live = (token < num_tokens) & (kv_head < NUM_KV_HEADS)
         first, second, rest = _norm_rope(
             projected_ptr + token * projected_token + index_q_start + kv_head * INDEX_DIM, live, index_q_weight_ptr,
-            positions_ptr, cos_sin_ptr, token, num_tokens, max_positions, cos_sin_position, eps,
+            positions_ptr, cos_sin_ptr, token, num_tokens, max_positions, COS_SIN_STRIDE, eps,
             INDEX_DIM, HALF, HALF_PADDED, INDEX_REST,
         )  # fmt: skip
         if INDEX_Q_MANTISSA > 0:
@@ -131,15 +136,15 @@ def _norm_rope_write(
         if program < kv_programs:
             first, second, rest = _norm_rope(
                 projected_ptr + token * projected_token + k_start + kv_head * HEAD_DIM, live, k_weight_ptr,
-                positions_ptr, cos_sin_ptr, token, num_tokens, max_positions, cos_sin_position, eps,
+                positions_ptr, cos_sin_ptr, token, num_tokens, max_positions, COS_SIN_STRIDE, eps,
                 HEAD_DIM, HALF, HALF_PADDED, HEAD_REST,
             )  # fmt: skip
-            out = k_pages_ptr + page * k_page + offset * k_page_token + kv_head * k_page_head
+            out = k_pages_ptr + (page * k_page + offset * k_page_token + kv_head * k_page_head) * UNIT
             _store_scaled(out, live, first, second, rest, k_scale, KV_MANTISSA, HEAD_DIM, HALF, HALF_PADDED, HEAD_REST)
         else:
             dim = tl.arange(0, HEAD_DIM)[None, None, :]
             v = tl.load(projected_ptr + token * projected_token + v_start + kv_head * HEAD_DIM + dim, mask=live)
-            out = v_pages_ptr + page * v_page + offset * v_page_token + kv_head * v_page_head
+            out = v_pages_ptr + (page * v_page + offset * v_page_token + kv_head * v_page_head) * UNIT
             tl.store(out + dim, to_cache(v, v_scale, KV_MANTISSA), mask=live)
         return
     program -= 2 * kv_programs
@@ -149,16 +154,16 @@ def _norm_rope_write(
     live = slot >= 0
     first, second, rest = _norm_rope(
         projected_ptr + token * projected_token + index_k_start, live, index_k_weight_ptr,
-        positions_ptr, cos_sin_ptr, token, num_tokens, max_positions, cos_sin_position, eps,
+        positions_ptr, cos_sin_ptr, token, num_tokens, max_positions, COS_SIN_STRIDE, eps,
         INDEX_DIM, HALF, HALF_PADDED, INDEX_REST,
     )  # fmt: skip
-    out = index_k_pages_ptr + page * index_page + offset * index_page_token
+    out = index_k_pages_ptr + (page * index_page + offset * index_page_token) * UNIT
     _store_scaled(out, live, first, second, rest, 1.0, INDEX_K_MANTISSA, INDEX_DIM, HALF, HALF_PADDED, INDEX_REST)
 
 
-@triton.jit
+@jit
 def _norm_rope(
-    x_ptr, live, weight_ptr, positions_ptr, cos_sin_ptr, token, num_tokens, max_positions, cos_sin_position, eps,
+    x_ptr, live, weight_ptr, positions_ptr, cos_sin_ptr, token, num_tokens, max_positions, COS_SIN_STRIDE, eps,
     DIM: tl.constexpr, HALF: tl.constexpr, HALF_PADDED: tl.constexpr, REST: tl.constexpr,
 ):  # fmt: skip
     """Norm and rotate heads ``[tokens, heads, DIM]``, in fp32.
@@ -177,7 +182,7 @@ def _norm_rope(
     w1 = tl.load(weight_ptr + half, mask=in_half, other=0.0).to(tl.float32) + 1.0
     w2 = tl.load(weight_ptr + HALF + half, mask=in_half, other=0.0).to(tl.float32) + 1.0
     w3 = tl.load(weight_ptr + rest, mask=in_rest, other=0.0).to(tl.float32) + 1.0
-    cos_sin_ptr += position * cos_sin_position
+    cos_sin_ptr += position * COS_SIN_STRIDE
     cos = tl.load(cos_sin_ptr + half, mask=in_half, other=0.0).to(tl.float32)
     sin = tl.load(cos_sin_ptr + HALF + half, mask=in_half, other=0.0).to(tl.float32)
 
@@ -187,7 +192,7 @@ def _norm_rope(
     return x1 * cos - x2 * sin, x2 * cos + x1 * sin, x3
 
 
-@triton.jit
+@jit
 def _store_scaled(
     out_ptr, live, first, second, third, scale, MANTISSA: tl.constexpr,
     DIM: tl.constexpr, HALF: tl.constexpr, HALF_PADDED: tl.constexpr, REST: tl.constexpr,
@@ -196,7 +201,7 @@ def _store_scaled(
     _store(out_ptr, live, first, second, to_cache(third, scale, MANTISSA), DIM, HALF, HALF_PADDED, REST)
 
 
-@triton.jit
+@jit
 def _store(
     out_ptr, live, first, second, third,
     DIM: tl.constexpr, HALF: tl.constexpr, HALF_PADDED: tl.constexpr, REST: tl.constexpr,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
@@ -9,8 +10,11 @@ from sglang.srt.layers.layernorm import GemmaRMSNorm
 from sglang.srt.layers.linear import QKVParallelLinear, ReplicatedParallelGroup, RowParallelLinear
 from sglang.srt.layers.radix_attention import RadixAttention
 from sglang.srt.layers.rotary_embedding import get_rope
+from sglang.srt.model_executor.forward_context import get_attn_backend
 from sglang.srt.runtime_context import get_parallel
 from torch import nn
+
+from msa_backend.kernels.api import HeadNorms
 
 from ..config import M3Config
 from ..heads import norm_heads
@@ -68,26 +72,15 @@ class M3DenseAttention(nn.Module):
     def forward(
         self, positions: torch.Tensor, hidden_states: torch.Tensor, forward_batch: ForwardBatch
     ) -> torch.Tensor:
-        query, key, value = self._project(positions, hidden_states)
-        output, _ = self.o_proj(self.attn(query, key, value, forward_batch))
-        return output
-
-    def _project(
-        self, positions: torch.Tensor, hidden_states: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         qkv, _ = self.qkv_proj(hidden_states)
         kv_size = self.num_kv_heads * self.head_dim
         query, key, value = qkv.split([self.num_heads * self.head_dim, kv_size, kv_size], dim=-1)
-        query, key = self._norm_and_rotate(positions, query, key, self.q_norm, self.k_norm)
-        return query, key, value
-
-    def _norm_and_rotate(
-        self, positions: torch.Tensor, query: torch.Tensor, key: torch.Tensor, q_norm: nn.Module, k_norm: nn.Module
-    ) -> tuple[torch.Tensor, torch.Tensor]:
         # Contiguous, because SGLang's rope kernels write in place and the inputs are slices of one projection.
-        query = norm_heads(q_norm, query, self.head_dim)
-        key = norm_heads(k_norm, key, self.head_dim)
-        return self.rotary_emb(positions, query, key)
+        query = norm_heads(self.q_norm, query, self.head_dim)
+        key = norm_heads(self.k_norm, key, self.head_dim)
+        query, key = self.rotary_emb(positions, query, key)
+        output, _ = self.o_proj(self.attn(query, key, value, forward_batch))
+        return output
 
 
 class M3SparseAttention(M3DenseAttention):
@@ -110,24 +103,26 @@ class M3SparseAttention(M3DenseAttention):
         )
         self.index_q_norm = GemmaRMSNorm(msa.index_dim, eps=config.rms_norm_eps)
         self.index_k_norm = GemmaRMSNorm(msa.index_dim, eps=config.rms_norm_eps)
-        self.index_dim = msa.index_dim
 
     def forward(
         self, positions: torch.Tensor, hidden_states: torch.Tensor, forward_batch: ForwardBatch
     ) -> torch.Tensor:
-        query, key, value = self._project(positions, hidden_states)
+        qkv, _ = self.qkv_proj(hidden_states)
         index, _ = self.index_qk_proj(hidden_states)
-        index_query, index_key = index.split([self.num_kv_heads * self.index_dim, self.index_dim], dim=-1)
-        index_query, index_key = self._norm_and_rotate(
-            positions, index_query, index_key, self.index_q_norm, self.index_k_norm
+        query, index_query = get_attn_backend().norm_rope_write(
+            torch.cat((qkv, index), dim=-1), positions, self.norms, self.attn, forward_batch
         )
-        _, attended = self.attn(
-            query,
-            key,
-            value,
-            forward_batch,
-            idx_q=index_query.unflatten(-1, (self.num_kv_heads, self.index_dim)),
-            idx_k=index_key.unflatten(-1, (1, self.index_dim)),
-        )
+        _, attended = self.attn(query, None, None, forward_batch, save_kv_cache=False, idx_q=index_query)
         output, _ = self.o_proj(attended)
         return output
+
+    @cached_property
+    def norms(self) -> HeadNorms:
+        return HeadNorms(
+            q_weight=self.q_norm.weight,
+            k_weight=self.k_norm.weight,
+            index_q_weight=self.index_q_norm.weight,
+            index_k_weight=self.index_k_norm.weight,
+            cos_sin_cache=self.rotary_emb.cos_sin_cache,
+            eps=self.q_norm.variance_epsilon,
+        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,15 +16,21 @@ from vllm.model_executor.layers.linear import (
     RowParallelLinear,
 )
 from vllm.model_executor.layers.rotary_embedding import get_rope
+from vllm.platforms import current_platform
 from vllm.utils.torch_utils import kv_cache_dtype_str_to_dtype
 
-from msa_backend.vllm.layer import MSAAttention, NormRope
+from msa_backend.kernels.api import HeadNorms
+from msa_backend.vllm.layer import MSAAttention
 
 from ..config import M3Config
 from ..heads import norm_heads
+from .norm import FUSED_DTYPES
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
+
+
+FUSED_OP = "fused_minimax_m3_qknorm_rope_kv_insert"
 
 
 class _M3Attention(nn.Module):
@@ -58,14 +65,6 @@ class _M3Attention(nn.Module):
             },
         )
 
-    def _norm_and_rotate(
-        self, positions: torch.Tensor, query: torch.Tensor, key: torch.Tensor, q_norm: nn.Module, k_norm: nn.Module
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        # Contiguous, because vLLM's rope kernels write in place and the inputs are slices of one projection.
-        query = norm_heads(q_norm, query, self.head_dim)
-        key = norm_heads(k_norm, key, self.head_dim)
-        return self.rotary_emb(positions, query, key)
-
 
 class M3DenseAttention(_M3Attention):
     """Full causal attention, through the backend vLLM finds best for the platform."""
@@ -82,6 +81,9 @@ class M3DenseAttention(_M3Attention):
             prefix=f"{prefix}.qkv_proj",
         )
         super().__init__(config, qkv_proj, vllm_config, prefix)
+        # One launch for two norms and a rope, as vLLM's own M3 has it; in its GPU builds alone.
+        dtype = vllm_config.model_config.dtype
+        self.fused = current_platform.is_cuda() and dtype in FUSED_DTYPES and hasattr(torch.ops._C, FUSED_OP)
         self.attn = Attention(
             self.num_heads,
             self.head_dim,
@@ -95,10 +97,33 @@ class M3DenseAttention(_M3Attention):
     def forward(self, positions: torch.Tensor, hidden_states: torch.Tensor) -> torch.Tensor:
         qkv, _ = self.qkv_proj(hidden_states)
         kv_size = self.num_kv_heads * self.head_dim
-        query, key, value = qkv.split([self.num_heads * self.head_dim, kv_size, kv_size], dim=-1)
-        query, key = self._norm_and_rotate(positions, query, key, self.q_norm, self.k_norm)
+        sizes = [self.num_heads * self.head_dim, kv_size, kv_size]
+        if self.fused:
+            self._norm_and_rotate_in_place(positions, qkv)
+            query, key, value = qkv.split(sizes, dim=-1)
+        else:
+            query, key, value = qkv.split(sizes, dim=-1)
+            # Contiguous, because vLLM's rope kernels write in place and the inputs are slices of one projection.
+            query = norm_heads(self.q_norm, query, self.head_dim)
+            key = norm_heads(self.k_norm, key, self.head_dim)
+            query, key = self.rotary_emb(positions, query, key)
         output, _ = self.o_proj(self.attn(query, key, value))
         return output
+
+    def _norm_and_rotate_in_place(self, positions: torch.Tensor, qkv: torch.Tensor) -> None:
+        from vllm import _custom_ops
+
+        _custom_ops.fused_minimax_m3_qknorm_rope_kv_insert(
+            qkv,
+            self.q_norm.weight,
+            self.k_norm.weight,
+            self.rotary_emb.cos_sin_cache,
+            positions,
+            self.num_heads,
+            self.num_kv_heads,
+            self.rotary_emb.rotary_dim,
+            self.q_norm.variance_epsilon,
+        )
 
 
 class M3SparseAttention(_M3Attention):
@@ -118,7 +143,6 @@ class M3SparseAttention(_M3Attention):
             prefix=f"{prefix}.qkv_proj",
         )
         super().__init__(config, qkv_proj, vllm_config, prefix)
-        self.index_dim = msa.index_dim
         self.index_q_norm = GemmaRMSNorm(msa.index_dim, eps=config.rms_norm_eps)
         self.index_k_norm = GemmaRMSNorm(msa.index_dim, eps=config.rms_norm_eps)
         model_dtype = vllm_config.model_config.dtype
@@ -135,27 +159,16 @@ class M3SparseAttention(_M3Attention):
 
     def forward(self, positions: torch.Tensor, hidden_states: torch.Tensor) -> torch.Tensor:
         projected, _ = self.qkv_proj(hidden_states)
-        if self.attn.is_triton:
-            output, _ = self.o_proj(self.attn.forward_projected(projected, positions, self._norm_rope()))
-            return output
-        kv_size = self.num_kv_heads * self.head_dim
-        index_size = self.num_kv_heads * self.index_dim
-        query, key, value, index_query, index_key = projected.split(
-            [self.num_heads * self.head_dim, kv_size, kv_size, index_size, self.index_dim], dim=-1
-        )
-        query, key = self._norm_and_rotate(positions, query, key, self.q_norm, self.k_norm)
-        index_query, index_key = self._norm_and_rotate(
-            positions, index_query, index_key, self.index_q_norm, self.index_k_norm
-        )
-        output, _ = self.o_proj(self.attn(query, key, value, index_query, index_key))
+        output, _ = self.o_proj(self.attn(projected, positions, self.norms))
         return output
 
-    def _norm_rope(self) -> NormRope:
-        return NormRope(
-            self.rotary_emb.cos_sin_cache,
-            self.q_norm.weight,
-            self.k_norm.weight,
-            self.index_q_norm.weight,
-            self.index_k_norm.weight,
-            self.q_norm.variance_epsilon,
+    @cached_property
+    def norms(self) -> HeadNorms:
+        return HeadNorms(
+            q_weight=self.q_norm.weight,
+            k_weight=self.k_norm.weight,
+            index_q_weight=self.index_q_norm.weight,
+            index_k_weight=self.index_k_norm.weight,
+            cos_sin_cache=self.rotary_emb.cos_sin_cache,
+            eps=self.q_norm.variance_epsilon,
         )

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 from vllm.distributed import get_pp_group
-from vllm.model_executor.layers.layernorm import GemmaRMSNorm
 from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
 from vllm.model_executor.models.utils import PPMissingLayer, make_empty_intermediate_tensors_factory, make_layers
 from vllm.sequence import IntermediateTensors
@@ -15,6 +14,7 @@ from vllm.sequence import IntermediateTensors
 from ..config import M3Config
 from .attention import M3DenseAttention, M3SparseAttention
 from .mlp import M3MLP, M3MoE
+from .norm import M3RMSNorm
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -34,8 +34,8 @@ class M3DecoderLayer(nn.Module):
             self.block_sparse_moe = M3MoE(config, vllm_config, f"{prefix}.block_sparse_moe")
         else:
             self.mlp = M3MLP(config, config.dense_intermediate_size, vllm_config, f"{prefix}.mlp")
-        self.input_layernorm = GemmaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        self.post_attention_layernorm = GemmaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.input_layernorm = M3RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.post_attention_layernorm = M3RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
 
     def forward(
         self, positions: torch.Tensor, hidden_states: torch.Tensor, residual: torch.Tensor | None
@@ -68,7 +68,7 @@ class M3Model(nn.Module):
             prefix=f"{prefix}.layers",
         )
         self.norm = (
-            GemmaRMSNorm(config.hidden_size, eps=config.rms_norm_eps) if pipeline.is_last_rank else PPMissingLayer()
+            M3RMSNorm(config.hidden_size, eps=config.rms_norm_eps) if pipeline.is_last_rank else PPMissingLayer()
         )
         self.make_empty_intermediate_tensors = make_empty_intermediate_tensors_factory(
             ["hidden_states", "residual"], config.hidden_size

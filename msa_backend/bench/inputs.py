@@ -20,6 +20,7 @@ from msa_backend.bench import locality
 from msa_backend.bench.cases import BLOCK_SIZE, Case
 from msa_backend.bench.counts import ITEM_SIZE
 from msa_backend.kernels.batch import Batch
+from msa_backend.kernels.caches import LayerCaches
 
 GARBAGE = 100.0
 FP8_MAX = 448.0
@@ -78,10 +79,14 @@ class Inputs:
     def index_k_pages(self) -> Tensor:
         return self.cache.index_k_pages
 
-    @cached_property
+    @property
     def context_lens(self) -> Tensor:
         """``[num_seqs]`` int32: tokens before the new ones."""
-        return self.batch.seq_lens - self.batch.cu_seqlens_q.diff()
+        return self.batch.context_lens
+
+    @cached_property
+    def caches(self) -> LayerCaches:
+        return LayerCaches(self.k_pages, self.v_pages, self.index_k_pages)
 
 
 @dataclass(frozen=True)
@@ -177,7 +182,6 @@ def make_inputs(case: Case, cache: Cache, seed: int) -> Inputs:
         batch=Batch(
             cu_seqlens_q=(torch.arange(case.batch + 1, dtype=torch.int32) * case.new_tokens).to(device),
             seq_lens=lengths.to(device),
-            context_lens=(lengths - case.new_tokens).to(device),
             block_table=cache.block_table,
             max_query_len=case.new_tokens,
             max_seq_len=case.max_seq_len,

@@ -177,6 +177,9 @@ def _stages(bound: list[Bound]) -> dict[str, list[timing.Call]]:
 
 
 def _whole(one: Bound) -> timing.Call:
+    if one.whole is not None:
+        return one.whole
+
     def whole() -> None:
         if one.select is not None:
             one.select()

@@ -9,10 +9,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from sglang.srt.layers.attention.attention_registry import ATTENTION_BACKENDS
 from sglang.srt.layers.attention.base_attn_backend import AttentionBackend, SharedReadEnds
+from torch.nn.functional import pad
 
 from msa_backend import refusals
+from msa_backend.attend import attend
 from msa_backend.config import MSAError
 from msa_backend.kernels import api as kernels
+from msa_backend.kernels.api import HeadNorms, LayerCaches, Selection, Step
 from msa_backend.kernels.dispatch import choose
 from msa_backend.model.sglang.causal_lm import MiniMaxM3ForCausalLM
 from msa_backend.names import M3_ARCHITECTURES
@@ -20,8 +23,8 @@ from msa_backend.names import M3_ARCHITECTURES
 from .dense import CpuDenseAttnBackend
 from .engine import get_default_attn_backend
 from .in_place import require_in_place
-from .metadata import LastingBuffers, MSAMetadata, build
-from .pools import check_pool, pages_of
+from .metadata import LastingBuffers, build
+from .pools import caches_of, check_pool
 
 if TYPE_CHECKING:
     from sglang.srt.layers.radix_attention import RadixAttention
@@ -73,13 +76,15 @@ class MSAAttnBackend(AttentionBackend):
         _check_model(runner)
         check_pool(runner.token_to_kv_pool, runner.page_size)
         self.dense = dense
-        self.config = runner.model.m3_config.msa
+        config = runner.model.m3_config.msa
+        self.selection = Selection(config.topk, config.init_blocks, config.local_blocks)
         self.token_to_kv_pool = runner.token_to_kv_pool
         self.req_to_token_pool = runner.req_to_token_pool
         self.req_to_token = runner.req_to_token_pool.req_to_token
         self.max_context_len = runner.model_config.context_len
         self.lasting: LastingBuffers | None = None
-        self.forward_metadata: MSAMetadata | None = None
+        self.forward_metadata: Step | None = None
+        self._caches: dict[int, LayerCaches] = {}
         self.extend_dummy_seqs_capped_by_req_pool = dense.extend_dummy_seqs_capped_by_req_pool
         self.choice = choose(torch.device(runner.device))
         logger.info("%s Dense layers: %s.", self.choice.why, type(dense).__name__)
@@ -120,26 +125,48 @@ class MSAAttnBackend(AttentionBackend):
             forward_batch, self.req_to_token, self.max_context_len, self.lasting, in_capture=in_capture
         )
 
+    def norm_rope_write(
+        self,
+        projected: torch.Tensor,
+        positions: torch.Tensor,
+        norms: HeadNorms,
+        layer: RadixAttention,
+        forward_batch: ForwardBatch,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Make a sparse layer's queries, and write its keys and values; ``forward`` then attends.
+
+        Args:
+            projected: ``[num_tokens, (num_heads + 3 * num_kv_heads + 1) * 128]``: queries, keys, values, index queries,
+                index key.
+            positions: ``[num_tokens]``.
+
+        Returns:
+            ``[num_tokens, num_heads, 128]`` queries and ``[num_tokens, num_kv_heads, 128]`` index queries.
+        """
+        slots = forward_batch.out_cache_loc.long()
+        if slots.shape[0] != projected.shape[0]:  # of a step whose padding was given no slots
+            slots = pad(slots, (0, projected.shape[0] - slots.shape[0]), value=-1)
+        caches = self._caches_of(layer)
+        return kernels.norm_rope_write(projected, positions.long(), norms, caches, slots)
+
     def forward(
         self,
         q: torch.Tensor,
-        k: torch.Tensor,
-        v: torch.Tensor,
+        k: torch.Tensor | None,
+        v: torch.Tensor | None,
         layer: RadixAttention,
         forward_batch: ForwardBatch,
         save_kv_cache: bool = True,
         *,
         idx_q: torch.Tensor | None = None,
-        idx_k: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> torch.Tensor | tuple[None, torch.Tensor]:
         """Attend from the new tokens of a dense layer, or of a sparse one, which brings index queries.
 
         Args:
-            q: ``[num_tokens, num_heads * 128]``.
-            k, v: ``[num_tokens, num_kv_heads, 128]``.
+            q: ``[num_tokens, num_heads, 128]``; a dense layer's may be flat.
+            k, v: ``[num_tokens, num_kv_heads, 128]``; None of a sparse layer, which has written them.
             idx_q: ``[num_tokens, num_kv_heads, 128]``.
-            idx_k: ``[num_tokens, 1, 128]``.
 
         Returns:
             ``[num_tokens, num_heads * 128]``, zero for padding; with None before it from a sparse layer, as SGLang's
@@ -150,51 +177,16 @@ class MSAAttnBackend(AttentionBackend):
         output = q.new_empty(q.shape[0], layer.tp_q_head_num * layer.v_head_dim)
         if forward_batch.forward_mode.is_idle():
             return None, output.zero_()
-        self._attend(q, k, v, idx_q, idx_k, layer, forward_batch, save_kv_cache, output)
-        return None, output
-
-    def _attend(
-        self,
-        q: torch.Tensor,
-        k: torch.Tensor,
-        v: torch.Tensor,
-        idx_q: torch.Tensor,
-        idx_k: torch.Tensor | None,
-        layer: RadixAttention,
-        forward_batch: ForwardBatch,
-        save_kv_cache: bool,
-        output: torch.Tensor,
-    ) -> None:
         step = self.forward_metadata
         assert step is not None, "attention before init_forward_metadata"
-        pages = pages_of(self.token_to_kv_pool, layer.layer_id)
-        k_scale, v_scale = layer.k_scale_float or 1.0, layer.v_scale_float or 1.0
-        new = slice(0, step.num_tokens)
-        if save_kv_cache and idx_k is not None:
-            slots = forward_batch.out_cache_loc[new].long()
-            kernels.write_cache(k[new], v[new], idx_k[new, 0], *pages, slots, k_scale=k_scale, v_scale=v_scale)
-        query, out = (x.view(-1, layer.tp_q_head_num, layer.head_dim) for x in (q, output))
-        for rows in step.rows:
-            block_ids = kernels.select_blocks(
-                idx_q[rows.tokens],
-                pages.index_k,
-                rows.batch,
-                topk=self.config.topk,
-                init_blocks=self.config.init_blocks,
-                local_blocks=self.config.local_blocks,
-            )
-            kernels.sparse_attention(
-                query[rows.tokens],
-                pages.k,
-                pages.v,
-                block_ids,
-                rows.batch,
-                scale=layer.scaling,
-                k_scale=k_scale,
-                v_scale=v_scale,
-                out=out[rows.tokens],
-            )
-        output[step.num_tokens :].zero_()
+        q, out = (x.view(-1, layer.tp_q_head_num, layer.head_dim) for x in (q, output))
+        attend(q, idx_q, self._caches_of(layer), step, self.selection, layer.scaling, out)
+        return None, output
+
+    def _caches_of(self, layer: RadixAttention) -> LayerCaches:
+        if layer.layer_id not in self._caches:
+            self._caches[layer.layer_id] = caches_of(self.token_to_kv_pool, layer, is_sparse=True)
+        return self._caches[layer.layer_id]
 
 
 def _check_model(runner: ModelRunner) -> None:

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from sglang.srt.layers.attention.base_attn_backend import AttentionBackend
 
+from msa_backend.attend import attend
 from msa_backend.kernels import api as kernels
-from msa_backend.kernels.batch import BLOCK_SIZE, Batch
-from msa_backend.kernels.cpu.paging import locate_tokens
+from msa_backend.kernels.api import LayerCaches, Step
 
-from .metadata import MSAMetadata, build
-from .pools import heads_first
+from .metadata import build
+from .pools import caches_of
 
 if TYPE_CHECKING:
     from sglang.srt.layers.radix_attention import RadixAttention
@@ -33,7 +33,8 @@ class CpuDenseAttnBackend(AttentionBackend):
         self.token_to_kv_pool = runner.token_to_kv_pool
         self.req_to_token = runner.req_to_token_pool.req_to_token
         self.max_context_len = runner.model_config.context_len
-        self.forward_metadata: MSAMetadata | None = None
+        self.forward_metadata: Step | None = None
+        self._caches: dict[int, LayerCaches] = {}
 
     def init_forward_metadata_out_graph(self, forward_batch: ForwardBatch, in_capture: bool = False) -> None:
         self.forward_metadata = build(forward_batch, self.req_to_token, self.max_context_len, in_capture=in_capture)
@@ -60,33 +61,12 @@ class CpuDenseAttnBackend(AttentionBackend):
             return output.zero_()
         step = self.forward_metadata
         assert step is not None, "attention before init_forward_metadata"
-        k_pages, v_pages = (heads_first(slots) for slots in self.token_to_kv_pool.get_kv_buffer(layer.layer_id))
-        scales = {"k_scale": layer.k_scale_float or 1.0, "v_scale": layer.v_scale_float or 1.0}
+        if layer.layer_id not in self._caches:
+            self._caches[layer.layer_id] = caches_of(self.token_to_kv_pool, layer, is_sparse=False)
+        caches = self._caches[layer.layer_id]
         new = slice(0, step.num_tokens)
         if save_kv_cache:
-            slots = forward_batch.out_cache_loc[new].long()
-            kernels.write_cache(k[new], v[new], None, k_pages, v_pages, None, slots, **scales)
-        query, out = (x.view(-1, layer.tp_q_head_num, layer.head_dim) for x in (q, output))
-        for rows in step.rows:
-            block_ids = every_block(rows.batch, rows.tokens.stop - rows.tokens.start, layer.tp_k_head_num)
-            kernels.sparse_attention(
-                query[rows.tokens],
-                k_pages,
-                v_pages,
-                block_ids,
-                rows.batch,
-                scale=layer.scaling,
-                out=out[rows.tokens],
-                **scales,
-            )
-        output[step.num_tokens :].zero_()
+            kernels.write(k[new], v[new], None, caches, forward_batch.out_cache_loc[new].long())
+        q, out = (x.view(-1, layer.tp_q_head_num, layer.head_dim) for x in (q, output))
+        attend(q, None, caches, step, None, layer.scaling, out)
         return output
-
-
-def every_block(batch: Batch, num_tokens: int, num_kv_heads: int) -> torch.Tensor:
-    """``[num_kv_heads, num_tokens, blocks]`` int32: all blocks that a token sees, then -1."""
-    _, position = locate_tokens(batch, num_tokens)
-    block = torch.arange(-(-batch.max_seq_len // BLOCK_SIZE), dtype=torch.int32, device=position.device)
-    # A token that is padding stands at -1, in no block.
-    seen = block <= torch.div(position, BLOCK_SIZE, rounding_mode="floor")[:, None]
-    return torch.where(seen, block, -1).expand(num_kv_heads, -1, -1)

@@ -2,41 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from msa_backend.kernels.batch import BLOCK_SIZE, Batch
+from msa_backend.attend import cut, whole
+from msa_backend.kernels.batch import BLOCK_SIZE, Step
 
 if TYPE_CHECKING:
     from sglang.srt.model_executor.forward_batch_info import ForwardBatch
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Neighbouring rows of a step.
-
-    Attributes:
-        batch: the rows; their query tokens start at 0.
-        tokens: where these lie in the step.
-    """
-
-    batch: Batch
-    tokens: slice
-
-
-@dataclass(frozen=True)
-class MSAMetadata:
-    """One step.
-
-    Attributes:
-        num_tokens: new tokens in the step; any more are padding.
-        rows: prefill rows and decode rows apart, where there are both; drafts to verify count as decode.
-    """
-
-    num_tokens: int
-    rows: tuple[Rows, ...]
 
 
 class LastingBuffers:
@@ -47,7 +21,6 @@ class LastingBuffers:
         max_pages = -(-req_to_token.shape[1] // BLOCK_SIZE)
         self.max_rows = max_rows
         self.seq_lens = torch.zeros(max_rows, dtype=torch.int32, device=device)
-        self.context_lens = torch.zeros(max_rows, dtype=torch.int32, device=device)
         self.block_table = torch.zeros(max_rows, max_pages, dtype=torch.int32, device=device)
         self._bounds: dict[int, torch.Tensor] = {}
 
@@ -64,7 +37,7 @@ def build(
     max_context_len: int,
     lasting: LastingBuffers | None = None,
     in_capture: bool = False,
-) -> MSAMetadata:
+) -> Step:
     """Describe a step.
 
     Args:
@@ -75,7 +48,7 @@ def build(
     """
     mode = forward_batch.forward_mode
     if mode.is_idle():
-        return MSAMetadata(0, ())
+        return Step(0, ())
     if mode.is_decode():
         return _uniform(forward_batch, 1, 0, req_to_token, max_context_len, lasting, in_capture)
     if mode.is_target_verify():
@@ -101,63 +74,36 @@ def _uniform(
     max_context_len: int,
     lasting: LastingBuffers | None,
     in_capture: bool,
-) -> MSAMetadata:
+) -> Step:
     """Rows of ``tokens_a_row`` new tokens each, ``not_counted`` of which ``seq_lens`` lack."""
     num_rows = forward_batch.seq_lens.shape[0]
     seq_lens = forward_batch.seq_lens.int() + not_counted
-    context_lens = seq_lens - tokens_a_row
     known = None if in_capture else forward_batch.seq_lens_cpu
-    max_seq_len, min_context_len = max_context_len, 0
+    max_seq_len = max_context_len
     if known is not None and num_rows:
         max_seq_len = int(known.max()) + not_counted
-        min_context_len = max(0, int(known.min()) + not_counted - tokens_a_row)
     if lasting is None or num_rows > lasting.max_rows:
         block_table = _block_table(req_to_token, forward_batch.req_pool_indices, max_seq_len)
         bounds = _bounds(num_rows, tokens_a_row, seq_lens.device)
     else:
         seq_lens = lasting.seq_lens[:num_rows].copy_(seq_lens)
-        context_lens = lasting.context_lens[:num_rows].copy_(context_lens)
         pages = _block_table(req_to_token, forward_batch.req_pool_indices, max_seq_len)
         block_table = lasting.block_table[:num_rows]
         block_table[:, : pages.shape[1]].copy_(pages)
         bounds = lasting.bounds(tokens_a_row)[: num_rows + 1]
-    batch = Batch(bounds, seq_lens, context_lens, block_table, tokens_a_row, max_seq_len, min_context_len)
-    num_tokens = num_rows * tokens_a_row
-    return MSAMetadata(num_tokens, (Rows(batch, slice(0, num_tokens)),))
+    return whole(bounds, seq_lens, block_table, num_rows * tokens_a_row, tokens_a_row, max_seq_len)
 
 
-def _ragged(forward_batch: ForwardBatch, req_to_token: torch.Tensor) -> MSAMetadata:
+def _ragged(forward_batch: ForwardBatch, req_to_token: torch.Tensor) -> Step:
     """Prompts, chunks of prompts and, behind them in a mixed batch, decode rows."""
     new = [int(length) for length in forward_batch.extend_seq_lens_cpu]
     before = [int(length) for length in forward_batch.extend_prefix_lens_cpu]
-    num_rows = len(new)
-    first_decode = num_rows
-    while first_decode and new[first_decode - 1] == 1:
-        first_decode -= 1
-
-    context_lens = forward_batch.extend_prefix_lens.int()
+    seq_lens = [a + b for a, b in zip(before, new, strict=True)]
     new_on_device = forward_batch.extend_seq_lens.int()
-    rows, start = [], 0
-    for first, last in ((0, first_decode), (first_decode, num_rows)):
-        num_tokens = sum(new[first:last])
-        if not num_tokens:
-            continue
-        here = slice(first, last)
-        max_seq_len = max(a + b for a, b in zip(before[here], new[here], strict=True))
-        bounds = torch.zeros(last - first + 1, dtype=torch.int32, device=context_lens.device)
-        torch.cumsum(new_on_device[here], 0, dtype=torch.int32, out=bounds[1:])
-        batch = Batch(
-            cu_seqlens_q=bounds,
-            seq_lens=context_lens[here] + new_on_device[here],
-            context_lens=context_lens[here],
-            block_table=_block_table(req_to_token, forward_batch.req_pool_indices[here], max_seq_len),
-            max_query_len=max(new[here]),
-            max_seq_len=max_seq_len,
-            min_context_len=min(before[here]),
-        )
-        rows.append(Rows(batch, slice(start, start + num_tokens)))
-        start += num_tokens
-    return MSAMetadata(start, tuple(rows))
+    bounds = torch.zeros(len(new) + 1, dtype=torch.int32, device=new_on_device.device)
+    torch.cumsum(new_on_device, 0, dtype=torch.int32, out=bounds[1:])
+    block_table = _block_table(req_to_token, forward_batch.req_pool_indices, max(seq_lens, default=0))
+    return cut(bounds, forward_batch.extend_prefix_lens.int() + new_on_device, block_table, new, seq_lens)
 
 
 def _block_table(req_to_token: torch.Tensor, requests: torch.Tensor, max_seq_len: int) -> torch.Tensor:

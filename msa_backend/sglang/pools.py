@@ -2,28 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import torch
 
 from msa_backend.config import MSAError
 from msa_backend.kernels.batch import BLOCK_SIZE
+from msa_backend.kernels.caches import LayerCaches
 
 if TYPE_CHECKING:
+    from sglang.srt.layers.radix_attention import RadixAttention
     from sglang.srt.mem_cache.memory_pool import MiniMaxSparseKVPool
-
-
-class Pages(NamedTuple):
-    """The caches of one sparse layer; page 0 is where SGLang lets padding be written.
-
-    Attributes:
-        k, v: ``[num_pages, num_kv_heads, 128, head_dim]``.
-        index_k: ``[num_pages, 128, index_dim]``.
-    """
-
-    k: torch.Tensor
-    v: torch.Tensor
-    index_k: torch.Tensor
 
 
 def check_pool(pool: object, page_size: int) -> None:
@@ -46,10 +35,12 @@ def check_pool(pool: object, page_size: int) -> None:
         )
 
 
-def pages_of(pool: MiniMaxSparseKVPool, layer_id: int) -> Pages:
-    """The caches of a sparse layer, shared with SGLang and copied nowhere."""
-    k, v = pool.get_kv_buffer(layer_id)
-    return Pages(heads_first(k), heads_first(v), heads_first(pool.get_index_k_buffer(layer_id))[:, 0])
+def caches_of(pool: MiniMaxSparseKVPool, layer: RadixAttention, *, is_sparse: bool) -> LayerCaches:
+    """The caches of a layer, shared with SGLang and copied nowhere; page 0 is where it lets padding be written."""
+    k, v = pool.get_kv_buffer(layer.layer_id)
+    index_k = heads_first(pool.get_index_k_buffer(layer.layer_id))[:, 0] if is_sparse else None
+    scales = (layer.k_scale_float or 1.0, layer.v_scale_float or 1.0) if k.element_size() == 1 else ()
+    return LayerCaches(heads_first(k), heads_first(v), index_k, *scales)
 
 
 def heads_first(slots: torch.Tensor) -> torch.Tensor:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
+from torch.nn.functional import pad
 from vllm.compilation.breakable_cudagraph import eager_break_during_capture
 from vllm.config import get_current_vllm_config
 from vllm.forward_context import get_forward_context
@@ -14,12 +15,13 @@ from vllm.model_executor.layers.attention_layer_base import AttentionLayerBase
 from vllm.platforms import current_platform
 from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheSpec, MLAAttentionSpec, SparseCacheRole
 
+from msa_backend.attend import attend
 from msa_backend.config import MSAConfig
 from msa_backend.kernels import api as kernels
+from msa_backend.kernels.api import HeadNorms, LayerCaches, Selection
 from msa_backend.kernels.dispatch import choose
 
 from .backend import IndexKeyBackend, MSABackend
-from .metadata import MSAMetadata
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -29,17 +31,6 @@ if TYPE_CHECKING:
 logger = init_logger("vllm.msa_backend")
 
 
-class NormRope(NamedTuple):
-    """What :func:`msa_backend.kernels.api.norm_rope_write` norms and rotates by."""
-
-    cos_sin_cache: torch.Tensor
-    q_weight: torch.Tensor
-    k_weight: torch.Tensor
-    index_q_weight: torch.Tensor
-    index_k_weight: torch.Tensor
-    eps: float
-
-
 class _CacheLayer(nn.Module, AttentionLayerBase):
     """A cache that vLLM allocates: it is found by its name, and bound once the memory is there."""
 
@@ -47,11 +38,22 @@ class _CacheLayer(nn.Module, AttentionLayerBase):
         super().__init__()
         self.layer_name = prefix
         self.dtype = dtype
+        self.caches: LayerCaches | None = None
         self.kv_cache = torch.tensor([])
         layers = get_current_vllm_config().compilation_config.static_forward_context
         if prefix in layers:
             raise ValueError(f"two attention layers are called {prefix}")
         layers[prefix] = self
+
+    @property
+    def kv_cache(self) -> torch.Tensor:
+        """What vLLM has bound; an empty tensor before, and again when it takes its memory back."""
+        return self._kv_cache
+
+    @kv_cache.setter
+    def kv_cache(self, kv_cache: torch.Tensor) -> None:
+        self._kv_cache = kv_cache
+        self.caches = None
 
     def get_attn_backend(self) -> type[AttentionBackend]:
         return MSABackend
@@ -68,7 +70,7 @@ class IndexKeyCache(_CacheLayer):
         return IndexKeyBackend
 
     def bind_kv_cache(self, kv_cache: torch.Tensor) -> None:
-        self.kv_cache = kv_cache.squeeze(1)
+        super().bind_kv_cache(kv_cache.squeeze(1))
 
     def get_kv_cache_spec(self, vllm_config: VllmConfig) -> KVCacheSpec:
         # The one spec that budgets a single vector a token. Being a kind of full attention, it shares the K/V
@@ -109,11 +111,11 @@ class MSAAttention(_CacheLayer):
         self.num_heads = num_heads
         self.num_kv_heads = num_kv_heads
         self.scale = scale
-        self.config = config
+        self.head_dim = config.head_dim
+        self.selection = Selection(config.topk, config.init_blocks, config.local_blocks)
         self.index_cache = IndexKeyCache(f"{prefix}.index_cache", index_dtype, config.index_dim)
         choice = choose(torch.device(current_platform.device_type))
-        self.is_triton = choice.is_triton
-        self.largest = _largest_step(get_current_vllm_config()) if self.is_triton else {}
+        self.largest = _largest_step(get_current_vllm_config()) if choice.is_triton else None
         if choice.is_triton or current_platform.is_cpu():
             logger.info_once("%s", choice.why)
         else:
@@ -123,162 +125,76 @@ class MSAAttention(_CacheLayer):
         return FullAttentionSpec(
             block_size=vllm_config.cache_config.block_size,
             num_kv_heads=self.num_kv_heads,
-            head_size=self.config.head_dim,
-            head_size_v=self.config.head_dim,
+            head_size=self.head_dim,
+            head_size_v=self.head_dim,
             dtype=self.dtype,
         )
 
-    def forward(
-        self,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        index_query: torch.Tensor,
-        index_key: torch.Tensor,
-    ) -> torch.Tensor:
-        """Cache the new tokens and attend from them. All inputs are normed and rotated.
+    def bound_caches(self) -> LayerCaches:
+        """Both caches, checked when first used after vLLM has bound them."""
+        if self.caches is None or self.caches.index_k_pages is not self.index_cache.kv_cache:
+            k_pages, v_pages = self.kv_cache.split(self.head_dim, dim=-1)
+            self.caches = LayerCaches(k_pages, v_pages, self.index_cache.kv_cache)
+        return self.caches
 
-        Args:
-            query: ``[num_tokens, num_heads * 128]``.
-            key, value: ``[num_tokens, num_kv_heads * 128]``.
-            index_query: ``[num_tokens, num_kv_heads * 128]``.
-            index_key: ``[num_tokens, 128]``.
-
-        Returns:
-            ``[num_tokens, num_heads * 128]``, zero for padding tokens.
-        """
-        dim = self.config.head_dim
-        output = torch.empty_like(query)
-        self._attend(
-            query.view(-1, self.num_heads, dim),
-            key.view(-1, self.num_kv_heads, dim),
-            value.view(-1, self.num_kv_heads, dim),
-            index_query.view(-1, self.num_kv_heads, self.config.index_dim),
-            index_key,
-            output.view(-1, self.num_heads, dim),
-        )
-        return output
-
-    def forward_projected(self, projected: torch.Tensor, positions: torch.Tensor, norm_rope: NormRope) -> torch.Tensor:
+    def forward(self, projected: torch.Tensor, positions: torch.Tensor, norms: HeadNorms) -> torch.Tensor:
         """Norm, rotate, cache the new tokens and attend from them.
 
         Args:
             projected: ``[num_tokens, (num_heads + 3 * num_kv_heads + 1) * 128]``: queries, keys, values, index
                 queries, index key.
             positions: ``[num_tokens]`` int64.
-            norm_rope: of this layer.
+            norms: of this layer.
 
         Returns:
             ``[num_tokens, num_heads * 128]``, zero for padding tokens.
         """
-        output = projected.new_empty(projected.shape[0], self.num_heads * self.config.head_dim)
-        self._attend_projected(projected, positions, norm_rope, output.view(-1, self.num_heads, self.config.head_dim))
+        output = projected.new_empty(projected.shape[0], self.num_heads * self.head_dim)
+        slots = get_forward_context().slot_mapping
+        if not isinstance(slots, dict) or self.layer_name not in slots:
+            self._profile(output, norms)
+            return output.zero_()
+        slot_mapping = slots[self.layer_name]
+        if slot_mapping.shape[0] != projected.shape[0]:  # of a step that is not padded as its tokens are
+            slot_mapping = pad(slot_mapping, (0, projected.shape[0] - slot_mapping.shape[0]), value=-1)
+        query, index_query = kernels.norm_rope_write(projected, positions, norms, self.bound_caches(), slot_mapping)
+        self._attend(query, index_query, output.view_as(query))
         return output
 
     @eager_break_during_capture
-    def _attend(
-        self,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        index_query: torch.Tensor,
-        index_key: torch.Tensor,
-        output: torch.Tensor,
-    ) -> None:
-        metadata = self._metadata()
-        if metadata is None:
-            self._profile(output)
+    def _attend(self, query: torch.Tensor, index_query: torch.Tensor, output: torch.Tensor) -> None:
+        metadata = get_forward_context().attn_metadata
+        if not isinstance(metadata, dict):  # a step that only warms up, over caches of nothing
+            output.zero_()
             return
-        new = slice(0, metadata.num_tokens)
-        kernels.write_cache(key[new], value[new], index_key[new], *self._caches(), metadata.slot_mapping[new])
-        self._attend_rows(query, index_query, metadata, output)
+        step = metadata[self.layer_name].step
+        attend(query, index_query, self.bound_caches(), step, self.selection, self.scale, output)
 
-    @eager_break_during_capture
-    def _attend_projected(
-        self, projected: torch.Tensor, positions: torch.Tensor, norm_rope: NormRope, output: torch.Tensor
-    ) -> None:
-        metadata = self._metadata()
-        if metadata is None:
-            self._profile(output)
-            return
-        new = slice(0, metadata.num_tokens)
-        query, index_query = kernels.norm_rope_write(
-            projected[new],
-            positions[new],
-            norm_rope.cos_sin_cache,
-            norm_rope.q_weight,
-            norm_rope.k_weight,
-            norm_rope.index_q_weight,
-            norm_rope.index_k_weight,
-            *self._caches(),
-            metadata.slot_mapping[new],
-            num_heads=self.num_heads,
-            eps=norm_rope.eps,
-        )
-        self._attend_rows(query, index_query, metadata, output)
-
-    def _metadata(self) -> MSAMetadata | None:
-        """This step's; None in the memory-profiling run, before there are caches."""
-        step = get_forward_context().attn_metadata
-        return step[self.layer_name] if isinstance(step, dict) else None
-
-    def _caches(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """K, V and index-key pages."""
-        k_pages, v_pages = self.kv_cache.split(self.config.head_dim, dim=-1)
-        return k_pages, v_pages, self.index_cache.kv_cache
-
-    def _attend_rows(
-        self, query: torch.Tensor, index_query: torch.Tensor, metadata: MSAMetadata, output: torch.Tensor
-    ) -> None:
-        k_pages, v_pages, index_k_pages = self._caches()
-        parts = (
-            (metadata.decode, slice(0, metadata.num_decode_tokens)),
-            (metadata.prefill, slice(metadata.num_decode_tokens, metadata.num_tokens)),
-        )
-        for batch, tokens in parts:
-            if batch is None:
-                continue
-            block_ids = kernels.select_blocks(
-                index_query[tokens],
-                index_k_pages,
-                batch,
-                topk=self.config.topk,
-                init_blocks=self.config.init_blocks,
-                local_blocks=self.config.local_blocks,
-            )
-            kernels.sparse_attention(
-                query[tokens], k_pages, v_pages, block_ids, batch, scale=self.scale, out=output[tokens]
-            )
-        output[metadata.num_tokens :].zero_()
-
-    def _profile(self, output: torch.Tensor) -> None:
+    def _profile(self, output: torch.Tensor, norms: HeadNorms) -> None:
         """Compile every kernel and allocate the largest workspace while vLLM measures what is left for its caches."""
-        output.zero_()
-        if not self.is_triton:
+        if self.largest is None:
             return
         from msa_backend.kernels.gpu.warm_up import warm_up
 
         warm_up(
             num_heads=self.num_heads,
             num_kv_heads=self.num_kv_heads,
-            head_dim=self.config.head_dim,
-            index_dim=self.config.index_dim,
-            topk=self.config.topk,
-            init_blocks=self.config.init_blocks,
-            local_blocks=self.config.local_blocks,
+            head_dim=self.head_dim,
+            index_dim=self.index_cache.index_dim,
+            selection=self.selection,
             dtype=output.dtype,
             kv_dtype=self.dtype,
             index_dtype=self.index_cache.dtype,
             device=output.device,
+            rotary_dim=norms.rotary_dim,
+            rope_dtype=norms.cos_sin_cache.dtype,
             **self.largest,
         )
 
 
 def _largest_step(vllm_config: VllmConfig) -> dict[str, int]:
-    speculative = vllm_config.speculative_config
     return {
         "max_num_tokens": vllm_config.scheduler_config.max_num_batched_tokens,
         "max_num_seqs": vllm_config.scheduler_config.max_num_seqs,
-        "max_draft_tokens": (speculative.num_speculative_tokens or 0) if speculative is not None else 0,
         "max_seq_len": vllm_config.model_config.max_model_len,
     }

@@ -39,12 +39,12 @@ def test_right_results_pass(made: Inputs) -> None:
     block_ids = select(made)
     assert check.selection_error(block_ids, made) <= check.SELECTION_TOLERANCE["fp32"]
     assert check.attention_error(attend(made, block_ids), block_ids, made) < 1e-5
-    dense = reference.dense_attention(made.q, made.k_pages, made.v_pages, made.batch, scale=made.scale)
+    dense = reference.dense_attention(made.q, made.caches, made.batch, made.scale)
     assert check.attention_error(dense, None, made) < 1e-12
 
 
 def test_scores_are_the_definitions_over_visible_tokens_alone(made: Inputs) -> None:
-    exact = reference.block_scores(made.index_q, made.index_k_pages, made.batch)
+    exact = reference.block_scores(made.index_q, made.caches, made.batch)
     for token in check.sample(made, 5):
         scores, size = check._block_scores(token, made)
         assert torch.allclose(scores, exact[:, token.number, : scores.shape[1]], rtol=1e-12)
@@ -79,7 +79,7 @@ def test_a_worse_block_is_seen_by_how_much_worse_it_is() -> None:
     made = make(CASES["decode"])
     block_ids = select(made)
     ids = block_ids[0, 0]
-    scores = reference.block_scores(made.index_q, made.index_k_pages, made.batch)[0, 0, :-1]
+    scores = reference.block_scores(made.index_q, made.caches, made.batch)[0, 0, :-1]
     ids[:3] = scores.argsort()[:3].sort().values  # the worst, and the own block
     assert check.selection_error(block_ids, made) > 10 * check.SELECTION_TOLERANCE["fp32"]
 

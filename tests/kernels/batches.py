@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
-from typing import NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
 from msa_backend.kernels.batch import BLOCK_SIZE, Batch
+from msa_backend.kernels.caches import LayerCaches
+from msa_backend.kernels.selection import Selection
 
 from .implementations import INTERPRETED
 
@@ -18,6 +20,8 @@ LAYOUTS = ("separate", "halves", "token_major_halves", "slot_pool")
 
 
 class Row(NamedTuple):
+    """A sequence of a batch; a length of 0 makes it padding, whatever its query length."""
+
     query_len: int
     context_len: int
     seq_len: int
@@ -31,9 +35,7 @@ class Row(NamedTuple):
 class Case:
     q: Tensor
     index_q: Tensor
-    k_pages: Tensor
-    v_pages: Tensor
-    index_k_pages: Tensor
+    caches: LayerCaches
     batch: Batch
 
     @property
@@ -45,9 +47,25 @@ class Case:
         return int(self.batch.cu_seqlens_q[-1])
 
     def to(self, device: str) -> Case:
-        tensors = {f.name: moved(getattr(self, f.name), device) for f in fields(self) if f.name != "batch"}
-        batch = {name: moved(x, device) for name, x in vars(self.batch).items() if isinstance(x, Tensor)}
-        return replace(self, **tensors, batch=replace(self.batch, **batch))
+        """The same on another device, or afresh: nothing that a step or a cache has kept comes along."""
+        tensors = (getattr(self.batch, name).to(device) for name in ("cu_seqlens_q", "seq_lens", "block_table"))
+        bounds = {name: getattr(self.batch, name) for name in ("max_query_len", "max_seq_len", "min_context_len")}
+        q, index_q = moved(self.q, device), moved(self.index_q, device)
+        return Case(q, index_q, caches_to(self.caches, device), Batch(*tensors, **bounds))
+
+    def with_caches(self, **changed: Any) -> Case:
+        return replace(self, caches=replace(self.caches, **changed))
+
+
+def caches_to(caches: LayerCaches, device: str) -> LayerCaches:
+    index_k_pages = caches.index_k_pages
+    return LayerCaches(
+        moved(caches.k_pages, device),
+        moved(caches.v_pages, device),
+        None if index_k_pages is None else moved(index_k_pages, device),
+        caches.k_scale,
+        caches.v_scale,
+    )
 
 
 def moved(x: Tensor, device: str) -> Tensor:
@@ -69,6 +87,8 @@ def make_case(
     layout: str = "halves",
     share_prefix: bool = False,
     padding_tail: int = 0,
+    k_scale: float = 1.0,
+    v_scale: float = 1.0,
     seed: int = 0,
     device: str = "cpu",
 ) -> Case:
@@ -111,13 +131,10 @@ def make_case(
     return Case(
         q=normal(num_tokens, num_kv_heads * group, dim).to(dtype),
         index_q=normal(num_tokens, num_kv_heads, dim).to(dtype),
-        k_pages=k_pages,
-        v_pages=v_pages,
-        index_k_pages=index_keys,
+        caches=LayerCaches(k_pages, v_pages, index_keys, k_scale, v_scale),
         batch=Batch(
             cu_seqlens_q=bounds.int().to(device),
             seq_lens=torch.tensor(seq_lens, dtype=torch.int32, device=device),
-            context_lens=torch.tensor([row.context_len for row in rows], dtype=torch.int32, device=device),
             block_table=block_table.to(device),
             max_query_len=max((row.query_len for row in rows), default=0),
             max_seq_len=max(seq_lens, default=0),
@@ -179,8 +196,8 @@ cases = st.builds(
 
 
 @st.composite
-def selections(draw: st.DrawFn) -> dict[str, int]:
+def selections(draw: st.DrawFn) -> Selection:
     init_blocks, local_blocks = draw(st.integers(0, 3)), draw(st.integers(0, 3))
     least = max(1, init_blocks + local_blocks)
     topk = draw(st.integers(least, 8) | st.integers(least, 32))  # small ones more often: they leave blocks out
-    return {"topk": topk, "init_blocks": init_blocks, "local_blocks": local_blocks}
+    return Selection(topk, init_blocks, local_blocks)

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from msa_backend.kernels import reference
 from msa_backend.kernels.batch import BLOCK_SIZE, Batch
+from msa_backend.kernels.selection import Selection
 
 from .batches import Case
 
@@ -21,14 +22,14 @@ def visible_tokens(batch: Batch, num_tokens: int) -> Tensor:
     return visible
 
 
-def assert_selection(case: Case, block_ids: Tensor, *, topk: int, init_blocks: int = 0, local_blocks: int = 1) -> None:
+def assert_selection(case: Case, block_ids: Tensor, selection: Selection) -> None:
     """The selection is one the definition allows, equal scores taken either way."""
     case, block_ids = case.to("cpu"), block_ids.cpu()
     visible = visible_tokens(case.batch, case.index_q.shape[0])
-    assert_well_formed(block_ids, visible, num_heads=case.index_q.shape[1], topk=topk)
-    scores = reference.block_scores(case.index_q, case.index_k_pages, case.batch)
-    longest_key = case.index_k_pages.float().norm(dim=-1).nan_to_num(posinf=0).max()
-    assert_best(block_ids, scores, visible, case.index_q, longest_key, init_blocks, local_blocks)
+    assert_well_formed(block_ids, visible, num_heads=case.index_q.shape[1], topk=selection.topk)
+    scores = reference.block_scores(case.index_q, case.caches, case.batch)
+    longest_key = case.caches.index_k_pages.float().norm(dim=-1).nan_to_num(posinf=0).max()
+    assert_best(block_ids, scores, visible, case.index_q, longest_key, selection)
 
 
 def assert_well_formed(block_ids: Tensor, visible: Tensor, *, num_heads: int, topk: int) -> None:
@@ -51,8 +52,7 @@ def assert_best(
     visible: Tensor,
     index_q: Tensor,
     longest_key: Tensor,
-    init_blocks: int,
-    local_blocks: int,
+    selection: Selection,
 ) -> None:
     """The forced blocks are there, and no block left out scores better than one taken.
 
@@ -74,7 +74,7 @@ def assert_best(
     chosen = torch.zeros(*scores.shape[:2], scores.shape[-1] + 1, dtype=torch.bool, device=scores.device)
     chosen = chosen.scatter(2, block_ids.long().where(block_ids >= 0, scores.shape[-1]), True)[..., :-1]
     seen = block < num_blocks
-    forced = seen & ((block < init_blocks) | (block >= num_blocks - local_blocks))
+    forced = seen & ((block < selection.init_blocks) | (block >= num_blocks - selection.local_blocks))
     assert chosen[:, forced].all(), "a forced block is missing"
     if scores.shape[-1] == 0:
         return

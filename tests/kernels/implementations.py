@@ -36,14 +36,20 @@ class Implementation:
         with mock.patch.object(api, "choose", lambda device: Choice(self.module, "a test's")):
             return operation(*args, **kwargs)
 
-    def write_cache(self, *args: Any, **kwargs: Any) -> None:
-        self._call(api.write_cache, *args, **kwargs)
+    def write(self, *args: Any, **kwargs: Any) -> None:
+        self._call(api.write, *args, **kwargs)
+
+    def norm_rope_write(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        return self._call(api.norm_rope_write, *args, **kwargs)
 
     def select_blocks(self, *args: Any, **kwargs: Any) -> Tensor:
         return self._call(api.select_blocks, *args, **kwargs)
 
     def sparse_attention(self, *args: Any, **kwargs: Any) -> Tensor:
         return self._call(api.sparse_attention, *args, **kwargs)
+
+    def attend(self, *args: Any, **kwargs: Any) -> Tensor:
+        return self._call(api.attend, *args, **kwargs)
 
 
 CPU = Implementation(cpu, "cpu")

@@ -13,7 +13,6 @@ SCRIPT = """
 import resource
 import torch
 from msa_backend.kernels import api
-from msa_backend.kernels.batch import Batch
 
 torch.set_num_threads(1)
 query_len, context_len = 2048, 131072
@@ -29,12 +28,11 @@ q, index_q = normal(query_len, 64, 128), normal(query_len, 4, 128)
 k_pages, v_pages = normal(num_pages, 4, 128, 256).chunk(2, dim=-1)
 index_k_pages = normal(num_pages, 128, 128)
 block_table = torch.arange(num_pages, dtype=torch.int32)[None]
-batch = Batch(int32(0, query_len), int32(context_len + query_len), int32(context_len), block_table,
-              query_len, context_len + query_len)
+caches = api.LayerCaches(k_pages, v_pages, index_k_pages)
+batch = api.Batch(int32(0, query_len), int32(context_len + query_len), block_table, query_len, context_len + query_len)
 
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-block_ids = api.select_blocks(index_q, index_k_pages, batch, topk=16)
-api.sparse_attention(q, k_pages, v_pages, block_ids, batch, scale=128**-0.5)
+api.attend(q, index_q, caches, batch, api.Selection(topk=16), 128**-0.5)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
 

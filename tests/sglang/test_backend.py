@@ -9,17 +9,18 @@ import pytest
 import torch
 
 from msa_backend.config import MSAConfig, MSAError
-from msa_backend.kernels import reference
+from msa_backend.kernels import cpu, reference
+from msa_backend.kernels.api import HeadNorms, LayerCaches, Selection
 from msa_backend.kernels.batch import BLOCK_SIZE
 from msa_backend.sglang import backend as backend_module
 from msa_backend.sglang.dense import CpuDenseAttnBackend
-from msa_backend.sglang.pools import check_pool, pages_of
+from msa_backend.sglang.pools import caches_of, check_pool
 
 from .batches import DIM, decode, extend, idle, pool, request_table, verify
 
 HEADS, KV_HEADS = 4, 2
-CHOICE = {"topk": 3, "init_blocks": 1, "local_blocks": 1}
-CONFIG = MSAConfig(HEADS, KV_HEADS, DIM, KV_HEADS, DIM, BLOCK_SIZE, sparse_layers=(False, True), **CHOICE)
+SELECTION = Selection(3, 1, 1)
+CONFIG = MSAConfig(HEADS, KV_HEADS, DIM, KV_HEADS, DIM, BLOCK_SIZE, sparse_layers=(False, True), **vars(SELECTION))
 REQUESTS, PAGES_EACH = 5, 7
 LAYER = SimpleNamespace(
     layer_id=1, tp_q_head_num=HEADS, tp_k_head_num=KV_HEADS, head_dim=DIM, v_head_dim=DIM, scaling=DIM**-0.5,
@@ -79,35 +80,52 @@ def remember(msa: Any, table: torch.Tensor, request: int, count: int):
         buffer[slots] = torch.randn(count, *buffer.shape[1:]).to(buffer.dtype)
 
 
-def inputs(num_tokens: int) -> dict[str, torch.Tensor]:
-    return {
-        "q": torch.randn(num_tokens, HEADS * DIM),
-        "k": torch.randn(num_tokens, KV_HEADS, DIM),
-        "v": torch.randn(num_tokens, KV_HEADS, DIM),
-        "idx_q": torch.randn(num_tokens, KV_HEADS, DIM),
-        "idx_k": torch.randn(num_tokens, 1, DIM),
-    }
+def norms() -> HeadNorms:
+    rng = torch.Generator().manual_seed(3)
+    angles = torch.rand(2000, DIM // 4, generator=rng) * 6
+    weights = torch.randn(4, DIM, generator=rng).unbind()
+    return HeadNorms(*weights, torch.cat((angles.cos(), angles.sin()), dim=1), 1e-6)
 
 
-def assert_right(msa: Any, step: Any, given: dict[str, torch.Tensor], output: torch.Tensor):
+def run(msa: Any, step: Any, padding: int = 0, **scales: float) -> tuple[Any, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """A sparse layer's attention as the model runs it: what it returns, the projection and both kinds of queries."""
+    num_tokens = len(step.out_cache_loc) + padding
+    layer = SimpleNamespace(**(vars(LAYER) | scales))
+    projected = torch.randn(num_tokens, (HEADS + 3 * KV_HEADS + 1) * DIM)
+    positions = torch.arange(num_tokens)
+    query, index_query = msa.norm_rope_write(projected, positions, norms(), layer, step)
+    returned = msa.forward(query, None, None, layer, step, False, idx_q=index_query)
+    return returned, projected, query, index_query
+
+
+def assert_right(msa: Any, step: Any, ran: tuple[Any, torch.Tensor, torch.Tensor, torch.Tensor]):
     """The output is the definition's, over a cache that holds the new keys and values; zero for padding."""
-    caches = pages_of(msa.token_to_kv_pool, 1)
-    slots = step.out_cache_loc[: msa.forward_metadata.num_tokens]
+    (nothing, output), projected, query, index_query = ran
+    assert nothing is None
+    caches = caches_of(msa.token_to_kv_pool, LAYER, is_sparse=True)
+    metadata = msa.forward_metadata
+    slots = step.out_cache_loc[: metadata.num_tokens]
+    written = LayerCaches(*(torch.full_like(x, torch.nan) for x in (caches.k_pages, caches.v_pages)),
+                          torch.full_like(caches.index_k_pages, torch.nan))  # fmt: skip
+    positions = torch.arange(len(slots))
+    cpu.norm_rope_write(projected[: len(slots)], positions, norms(), written, slots)
     page, offset = slots // BLOCK_SIZE, slots % BLOCK_SIZE
-    new = slice(0, len(slots))
-    for cache, name in ((caches.k.transpose(1, 2), "k"), (caches.v.transpose(1, 2), "v")):
-        assert torch.equal(cache[page, offset], given[name][new].to(cache.dtype))
-    assert torch.equal(caches.index_k[page, offset], given["idx_k"][new, 0])
+    for name in ("k_pages", "v_pages"):
+        found, expected = (getattr(x, name).transpose(1, 2)[page, offset] for x in (caches, written))
+        assert torch.equal(found, expected)
+    assert torch.equal(caches.index_k_pages[page, offset], written.index_k_pages[page, offset])
 
-    for rows in msa.forward_metadata.rows:
-        block_ids = reference.select_blocks(given["idx_q"][rows.tokens], caches.index_k, rows.batch, **CHOICE)
-        expected = reference.sparse_attention(
-            given["q"][rows.tokens].view(-1, HEADS, DIM), caches.k, caches.v, block_ids, rows.batch, scale=LAYER.scaling
-        )
+    for part in metadata.parts:
+        here = part.tokens
+        block_ids = reference.select_blocks(index_query[here], caches, part.batch, SELECTION)
+        expected = reference.sparse_attention(query[here], caches, block_ids, part.batch, LAYER.scaling)
         # Outputs are means of values of order 1, and fp32 carries seven digits of sums of a few hundred.
-        found = output[rows.tokens].view_as(expected).double()
-        torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
-    assert (output[msa.forward_metadata.num_tokens :] == 0).all()
+        torch.testing.assert_close(output[here].view_as(expected).double(), expected, atol=1e-5, rtol=0)
+    assert (output[metadata.num_tokens :] == 0).all()
+
+
+def dense_inputs(num_tokens: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    return torch.randn(num_tokens, HEADS * DIM), *torch.randn(2, num_tokens, KV_HEADS, DIM).unbind()
 
 
 CASES = {
@@ -127,30 +145,16 @@ def test_against_the_definition(kind: str, padding: int, table: torch.Tensor, mo
     for request, count in before:
         remember(msa, table, request, count)
     msa.init_forward_metadata(step)
-    given = inputs(len(step.out_cache_loc) + padding)
-    index_output, output = msa.forward(**given, layer=LAYER, forward_batch=step)
-    assert index_output is None
-    assert_right(msa, step, given, output)
+    assert_right(msa, step, run(msa, step, padding))
 
 
 def test_an_idle_step(table: torch.Tensor, monkeypatch: pytest.MonkeyPatch):
     msa = make(table, monkeypatch)
     step = idle(table)
     msa.init_forward_metadata(step)
-    index_output, output = msa.forward(**inputs(2), layer=LAYER, forward_batch=step)
+    (index_output, output), *_ = run(msa, step, padding=2)
     assert index_output is None
     assert torch.equal(output, torch.zeros(2, HEADS * DIM))
-
-
-def test_a_cache_that_is_not_to_be_written(table: torch.Tensor, monkeypatch: pytest.MonkeyPatch):
-    msa = make(table, monkeypatch)
-    step = decode([4], [257], table)
-    remember(msa, table, 4, 257)
-    before = msa.token_to_kv_pool.get_key_buffer(1).clone()
-    msa.init_forward_metadata(step)
-    _, output = msa.forward(**inputs(1), layer=LAYER, forward_batch=step, save_kv_cache=False)
-    assert output.isfinite().all()
-    torch.testing.assert_close(msa.token_to_kv_pool.get_key_buffer(1), before, equal_nan=True)
 
 
 @pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
@@ -160,21 +164,18 @@ def test_an_fp8_cache(dtype: torch.dtype, table: torch.Tensor, monkeypatch: pyte
     msa = make(table, monkeypatch, dtype)
     step = extend([1], [300], [0], table)
     msa.init_forward_metadata(step)
-    given = inputs(300)
     scales = {"k_scale_float": 0.5, "v_scale_float": 0.25}
-    _, output = msa.forward(**given, layer=SimpleNamespace(**(vars(LAYER) | scales)), forward_batch=step)
-    caches = pages_of(msa.token_to_kv_pool, 1)
-    k, v = (buffer[step.out_cache_loc].float() for buffer in msa.token_to_kv_pool.get_kv_buffer(1))
+    (_, output), projected, query, index_query = run(msa, step, **scales)
+    caches = caches_of(msa.token_to_kv_pool, SimpleNamespace(**(vars(LAYER) | scales)), is_sparse=True)
+    assert (caches.k_scale, caches.v_scale) == (0.5, 0.25)
+    v = msa.token_to_kv_pool.get_value_buffer(1)[step.out_cache_loc].float()
     # Two or three bits behind the point, and nothing of an fp8 number below the smallest normal one.
-    torch.testing.assert_close(k * 0.5, given["k"], atol=0.02, rtol=0.15)
-    torch.testing.assert_close(v * 0.25, given["v"], atol=0.02, rtol=0.15)
+    given = projected[:, (HEADS + KV_HEADS) * DIM : (HEADS + 2 * KV_HEADS) * DIM].view_as(v)
+    torch.testing.assert_close(v * 0.25, given, atol=0.02, rtol=0.15)
 
-    (rows,) = msa.forward_metadata.rows
-    block_ids = reference.select_blocks(given["idx_q"], caches.index_k, rows.batch, **CHOICE)
-    expected = reference.sparse_attention(
-        given["q"].view(-1, HEADS, DIM), caches.k, caches.v, block_ids, rows.batch, scale=LAYER.scaling, k_scale=0.5,
-        v_scale=0.25,
-    )  # fmt: skip
+    (part,) = msa.forward_metadata.parts
+    block_ids = reference.select_blocks(index_query, caches, part.batch, SELECTION)
+    expected = reference.sparse_attention(query, caches, block_ids, part.batch, LAYER.scaling)
     torch.testing.assert_close(output.view_as(expected).double(), expected, atol=1e-5, rtol=0)
 
 
@@ -184,8 +185,8 @@ def test_a_dense_layer_is_the_other_backends(table: torch.Tensor, monkeypatch: p
     msa.init_forward_metadata(step)
     msa.init_forward_metadata_out_graph(step)
     msa.init_forward_metadata_in_graph(step)
-    given = inputs(1)
-    assert msa.forward(given["q"], given["k"], given["v"], LAYER, step) == "dense forward"
+    q, k, v = dense_inputs(1)
+    assert msa.forward(q, k, v, LAYER, step) == "dense forward"
     assert msa.get_cuda_graph_seq_len_fill_value() == "dense get_cuda_graph_seq_len_fill_value"
     assert msa.dense.asked == [
         "init_forward_metadata",
@@ -208,13 +209,13 @@ def test_a_dense_layer_on_a_cpu(kind: str, table: torch.Tensor, monkeypatch: pyt
         slots = table[request, :count].long()
         k_cache[slots], v_cache[slots] = torch.randn(2, count, KV_HEADS, DIM).unbind()
     dense.init_forward_metadata(step)
-    given = inputs(len(step.out_cache_loc) + PADDING)
+    q, k, v = dense_inputs(len(step.out_cache_loc) + PADDING)
     layer = SimpleNamespace(**(vars(LAYER) | {"layer_id": 0}))
-    output = dense.forward(given["q"], given["k"], given["v"], layer, step)
+    output = dense.forward(q, k, v, layer, step)
 
     at, requests = 0, iter(step.req_pool_indices.tolist())
-    for rows in dense.forward_metadata.rows:
-        batch = rows.batch
+    for part in dense.forward_metadata.parts:
+        batch = part.batch
         for row in range(batch.num_seqs):
             request = next(requests)
             new, length = int(batch.cu_seqlens_q[row + 1] - batch.cu_seqlens_q[row]), int(batch.seq_lens[row])
@@ -222,7 +223,7 @@ def test_a_dense_layer_on_a_cpu(kind: str, table: torch.Tensor, monkeypatch: pyt
             mask = torch.arange(length) <= torch.arange(length - new, length)[:, None]
             tokens = slice(at, at + new)
             expected = torch.nn.functional.scaled_dot_product_attention(
-                given["q"][tokens].view(new, HEADS, DIM).transpose(0, 1),
+                q[tokens].view(new, HEADS, DIM).transpose(0, 1),
                 k_cache[slots].transpose(0, 1),
                 v_cache[slots].transpose(0, 1),
                 attn_mask=mask,
@@ -250,9 +251,7 @@ def test_a_step_as_a_graph_takes_it(table: torch.Tensor, monkeypatch: pytest.Mon
         remember(msa, table, request, count)
     msa.init_forward_metadata_out_graph(step)
     msa.forward_metadata = recorded
-    given = inputs(3)
-    _, output = msa.forward(**given, layer=LAYER, forward_batch=step)
-    assert_right(msa, step, given, output)
+    assert_right(msa, step, run(msa, step))
 
 
 def test_graphs_are_refused_where_they_cannot_be(table: torch.Tensor, monkeypatch: pytest.MonkeyPatch):
@@ -262,18 +261,18 @@ def test_graphs_are_refused_where_they_cannot_be(table: torch.Tensor, monkeypatc
 
 def test_pages_are_the_pool_itself():
     cache = pool(3, KV_HEADS)
-    pages = pages_of(cache, 1)
-    assert pages.k.shape == pages.v.shape == (3, KV_HEADS, BLOCK_SIZE, DIM)
-    assert pages.index_k.shape == (3, BLOCK_SIZE, DIM)
+    caches = caches_of(cache, LAYER, is_sparse=True)
+    assert caches.k_pages.shape == caches.v_pages.shape == (3, KV_HEADS, BLOCK_SIZE, DIM)
+    assert caches.index_k_pages.shape == (3, BLOCK_SIZE, DIM)
     for view, buffer in (
-        (pages.k, cache.get_key_buffer(1)),
-        (pages.v, cache.get_value_buffer(1)),
-        (pages.index_k, cache.get_index_k_buffer(1)),
+        (caches.k_pages, cache.get_key_buffer(1)),
+        (caches.v_pages, cache.get_value_buffer(1)),
+        (caches.index_k_pages, cache.get_index_k_buffer(1)),
     ):
         assert view.data_ptr() == buffer.data_ptr()
     slot = 2 * BLOCK_SIZE + 5
-    pages.k[2, 1, 5] = 7.0
-    pages.index_k[2, 5] = 8.0
+    caches.k_pages[2, 1, 5] = 7.0
+    caches.index_k_pages[2, 5] = 8.0
     assert (cache.get_key_buffer(1)[slot, 1] == 7).all()
     assert (cache.get_index_k_buffer(1)[slot] == 8).all()
 

@@ -34,13 +34,15 @@ class Bound:
     Attributes:
         attend: returns ``[num_tokens, num_heads, dim]``; of the block ids it was bound with, or of all tokens if dense.
         select: returns ``[num_kv_heads, num_tokens, topk]`` block ids; None if dense.
-        parts: stages of ``select`` that can be called by themselves.
+        parts: stages that can be called by themselves.
+        whole: select and attend in one, where that is more than the two after each other.
         poisoned: what to fill with NaN before the output is checked.
     """
 
     attend: Call
     select: Call | None = None
     parts: dict[str, Call] = field(default_factory=dict)
+    whole: Call | None = None
     poisoned: Tensor | None = None
 
 

@@ -46,7 +46,7 @@ def block_scores(case: Case, tokens: Tensor) -> Tensor:
         for start in range(0, num_blocks, PAGES_AT_A_TIME):
             stop = min(start + PAGES_AT_A_TIME, num_blocks)
             pages = case.batch.block_table[i, start:stop].long()
-            k = taken(case.index_k_pages, pages).double().flatten(0, 1)
+            k = taken(case.caches.index_k_pages, pages).double().flatten(0, 1)
             key_position = torch.arange(start * BLOCK_SIZE, stop * BLOCK_SIZE, device=tokens.device)
             hidden = key_position > position[of_row, None]
             # Summed element by element: a matmul with NaN in its columns may do as it likes with the rest.
@@ -56,9 +56,7 @@ def block_scores(case: Case, tokens: Tensor) -> Tensor:
     return scores
 
 
-def attention(
-    case: Case, tokens: Tensor, block_ids: Tensor, *, k_scale: float = 1.0, v_scale: float = 1.0
-) -> tuple[Tensor, Tensor]:
+def attention(case: Case, tokens: Tensor, block_ids: Tensor) -> tuple[Tensor, Tensor]:
     """The output of some tokens for a selection, and ``sum(p * |v|)``, which rounding errors go by.
 
     Args:
@@ -67,7 +65,7 @@ def attention(
     Returns:
         Two of ``[len(tokens), num_heads, head_dim]`` fp64.
     """
-    num_kv_heads, _, topk = block_ids.shape
+    num_kv_heads, caches = block_ids.shape[0], case.caches
     row, position = row_of(case, tokens), positions(case, tokens)
     outs, sums = [], []
     within = torch.arange(BLOCK_SIZE, device=tokens.device)
@@ -81,7 +79,7 @@ def attention(
             blocks = taken(pages[:, head], page).double().flatten(1, 2)
             return blocks.masked_fill(~seen[..., None], 0)
 
-        k, v = gathered(case.k_pages) * k_scale, gathered(case.v_pages) * v_scale
+        k, v = gathered(caches.k_pages) * caches.k_scale, gathered(caches.v_pages) * caches.v_scale
         group = case.q.shape[1] // num_kv_heads
         q = case.q[tokens, head * group : (head + 1) * group].double()
         logits = (q @ k.mT * case.scale).masked_fill(~seen[:, None], -torch.inf)

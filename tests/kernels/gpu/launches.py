@@ -6,11 +6,15 @@ kernels run, values do not matter either, as long as the batch is sound.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
-from torch import Tensor
 
 from msa_backend.kernels import gpu
 from msa_backend.kernels.batch import BLOCK_SIZE, Batch
+from msa_backend.kernels.caches import LayerCaches
+from msa_backend.kernels.norms import HeadNorms
+from msa_backend.kernels.selection import Selection
 
 BF16, E4M3 = torch.bfloat16, torch.float8_e4m3fn
 
@@ -21,7 +25,6 @@ def batch(num_seqs: int, query_len: int, seq_len: int, max_pages: int | None = N
     return Batch(
         cu_seqlens_q=row * query_len,
         seq_lens=row[1:] * 0 + seq_len,
-        context_lens=row[1:] * 0 + seq_len - query_len,
         block_table=torch.arange(num_seqs * pages, dtype=torch.int32).view(num_seqs, pages),
         max_query_len=query_len,
         max_seq_len=seq_len,
@@ -41,41 +44,41 @@ def step(
     index_q_dtype: torch.dtype | None = None,
     max_pages: int | None = None,
     num_pages: int | None = None,
+    max_query_len: int | None = None,
 ) -> None:
-    """One sparse layer of a step as the engines' adapters run it: norm, rope and write, select, attend."""
-    rotary_dim = dim // 2
+    """One sparse layer of a step as the engines' adapters run it: norm, rope and write, then select and attend.
+
+    Args:
+        max_query_len: the host's upper bound, which is above the truth when a graph for any mix is recorded.
+    """
     rows = batch(num_seqs, query_len, seq_len, max_pages)
+    if max_query_len is not None:
+        rows = replace(rows, max_query_len=max_query_len)
     num_tokens = num_seqs * query_len
-    scales = scales_of(cache_dtype)
-    k_pages, v_pages, index_k_pages = cache(num_pages or rows.block_table.numel(), kv_heads, dim, cache_dtype)
+    layer = caches(num_pages or rows.block_table.numel(), kv_heads, dim, cache_dtype)
+    norms = HeadNorms(*torch.randn(4, dim, dtype=BF16), torch.randn(131_072, dim // 2, dtype=BF16), 1e-6)
     slots = torch.arange(num_tokens)
     q, index_q = gpu.norm_rope_write(
-        torch.randn(num_tokens, (heads + 3 * kv_heads + 1) * dim, dtype=BF16), slots,
-        torch.randn(131_072, rotary_dim, dtype=BF16), *torch.randn(4, dim, dtype=BF16),
-        k_pages, v_pages, index_k_pages, slots, num_heads=heads, eps=1e-6,
-        index_q_dtype=index_q_dtype, **scales,
+        torch.randn(num_tokens, (heads + 3 * kv_heads + 1) * dim, dtype=BF16), slots, norms, layer, slots,
+        index_q_dtype=index_q_dtype,
     )  # fmt: skip
-    block_ids = gpu.select_blocks(index_q, index_k_pages, rows, topk=topk)
-    gpu.sparse_attention(q, k_pages, v_pages, block_ids, rows, scale=dim**-0.5, **scales)
+    gpu.attend(q, index_q, layer, rows, Selection(topk), dim**-0.5)
 
 
 def write(num_tokens: int, *, kv_heads: int = 4, dim: int = 128, cache_dtype: torch.dtype = BF16) -> None:
     """The write alone, of a sparse layer and of a dense one."""
-    k_pages, v_pages, index_k_pages = cache(10, kv_heads, dim, cache_dtype)
+    layer = caches(10, kv_heads, dim, cache_dtype)
     slots = torch.arange(num_tokens)
     k, v = torch.randn(num_tokens, 2 * kv_heads, dim, dtype=BF16).chunk(2, dim=1)
-    scales = scales_of(cache_dtype)
-    gpu.write_cache(k, v, k[:, 0], k_pages, v_pages, index_k_pages, slots, **scales)
-    gpu.write_cache(k, v, None, k_pages, v_pages, None, slots, **scales)
+    gpu.write(k, v, k[:, 0], layer, slots)
+    gpu.write(k, v, None, replace(layer, index_k_pages=None), slots)
 
 
-def cache(num_pages: int, kv_heads: int, dim: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+def caches(num_pages: int, kv_heads: int, dim: int, dtype: torch.dtype) -> LayerCaches:
     k_pages, v_pages = torch.randn(num_pages, kv_heads, BLOCK_SIZE, 2 * dim, dtype=BF16).to(dtype).chunk(2, dim=-1)
-    return k_pages, v_pages, torch.randn(num_pages, BLOCK_SIZE, dim, dtype=BF16).to(dtype)
-
-
-def scales_of(cache_dtype: torch.dtype) -> dict[str, float]:
-    return {"k_scale": 0.5, "v_scale": 0.25} if cache_dtype == E4M3 else {}
+    index_k_pages = torch.randn(num_pages, BLOCK_SIZE, dim, dtype=BF16).to(dtype)
+    scales = (0.5, 0.25) if dtype == E4M3 else ()
+    return LayerCaches(k_pages, v_pages, index_k_pages, *scales)
 
 
 def prefill() -> None:
@@ -94,6 +97,11 @@ def verify() -> None:
     step(8, 8, 50000)
 
 
+def mixed() -> None:
+    """As a graph for any mix of 64 tokens is recorded."""
+    step(64, 1, 131072, max_query_len=64)
+
+
 def everything() -> None:
     """The released model alone and as one rank of four, both caches."""
     for heads in ({}, {"kv_heads": 1, "heads": 16}):
@@ -101,12 +109,14 @@ def everything() -> None:
             write(100, cache_dtype=cache_dtype)
             for num_seqs, query_len, seq_len in ((1, 8192, 131072), (1, 171, 55339), (8, 1, 131072), (8, 8, 50000)):
                 step(num_seqs, query_len, seq_len, cache_dtype=cache_dtype, **heads)
+            step(64, 1, 131072, cache_dtype=cache_dtype, max_query_len=64, **heads)
 
 
 def fp8_products() -> None:
     """Index queries in fp8 as well as the keys."""
     for num_seqs, query_len, seq_len in ((1, 8192, 131072), (8, 1, 131072), (8, 8, 50000)):
         step(num_seqs, query_len, seq_len, cache_dtype=E4M3, index_q_dtype=E4M3)
+    step(64, 1, 131072, cache_dtype=E4M3, index_q_dtype=E4M3, max_query_len=64)
 
 
 def corners() -> None:

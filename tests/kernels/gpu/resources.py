@@ -37,6 +37,7 @@ from triton.runtime.driver import driver
 from triton.runtime.jit import JITFunction
 
 from msa_backend.kernels.gpu import arch
+from msa_backend.kernels.gpu import launch as launch_module
 
 
 @dataclass(frozen=True)
@@ -166,6 +167,7 @@ def compile_only(capability: int, each: Callable[[Compiled], None] | None = None
     with (
         mock.patch.object(driver, "_active", _AbsentDriver(capability)),
         mock.patch.object(JITFunction, "run", run),
+        mock.patch.object(launch_module, "KEEP_HANDLES", False),
         mock.patch.object(arch, "capability", lambda device: divmod(capability, 10)),
         mock.patch.object(arch, "num_sms", lambda device: GPUS[capability].num_sms),
         torch.device("meta"),

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from msa_backend.kernels import api
+from msa_backend.kernels.caches import LayerCaches
+from msa_backend.kernels.selection import Selection
 
 from ..batches import Case, Row, make_case
 from ..compare import assert_attention, assert_selection
@@ -20,6 +22,7 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not ON_CUDA, reason="needs a C
 PAGES, TABLE = 80, 24
 """Enough for every batch below; a batch's own tensors are copied into the front of the recorded ones."""
 MAX_SEQ_LEN = 128 * TABLE
+SELECTION = Selection(4)
 # What is recorded, and what is replayed: as many rows and tokens, but other rows, shorter and longer ones.
 BATCHES = {
     "decode": [
@@ -32,6 +35,11 @@ BATCHES = {
         [Row.of(4, 2900), Row.of(1, 126), Row.of(3, 1027), Row(4, 0, 0)],
         [Row.of(4, 1), Row.of(4, 124), Row.of(0, 50), Row.of(2, 900)],
     ],
+    "any mix": [
+        [Row.of(1, 500), Row.of(1, 2500), Row.of(1, 0), Row.of(1, 127)],
+        [Row.of(38, 2500), Row.of(1, 700), Row(0, 0, 0), Row(0, 0, 0)],
+        [Row.of(7, 1), Row.of(1, 124), Row.of(30, 900), Row(0, 0, 0)],
+    ],
     "prefill": [
         [Row.of(200, 1000), Row.of(100, 50), Row.of(1, 300), Row.of(60)],
         [Row.of(20, 2500), Row.of(300, 700), Row(0, 0, 0), Row(3, 0, 0)],
@@ -40,9 +48,14 @@ BATCHES = {
 }
 
 
-def operations(case: Case, out: Tensor) -> Tensor:
-    block_ids = api.select_blocks(case.index_q, case.index_k_pages, case.batch, topk=4)
-    api.sparse_attention(case.q, case.k_pages, case.v_pages, block_ids, case.batch, scale=case.scale, out=out)
+def operations(case: Case, out: Tensor, in_one: Tensor) -> Tensor:
+    """What a layer runs, in one operation and in two, by a batch that has planned nothing yet: an engine describes
+    every step anew, and the graph that it records holds the planning too."""
+    batch = replace(case.batch)
+    block_ids = api.select_blocks(case.index_q, case.caches, batch, SELECTION)
+    api.sparse_attention(case.q, case.caches, block_ids, batch, case.scale, out)
+    for _ in range(2):  # two layers share a plan
+        api.attend(case.q, case.index_q, case.caches, batch, SELECTION, case.scale, in_one)
     return block_ids
 
 
@@ -58,14 +71,16 @@ def room_for(num_tokens: int, num_rows: int, max_query_len: int, dtype: torch.dt
         max_query_len=max_query_len,
         max_seq_len=MAX_SEQ_LEN,
     )
-    return replace(case, k_pages=k_pages, v_pages=v_pages, index_k_pages=nothing[:, 0, :, :128].clone(), batch=batch)
+    return replace(case, caches=LayerCaches(k_pages, v_pages, nothing[:, 0, :, :128].clone()), batch=batch)
 
 
 def fill(fixed: Case, case: Case) -> None:
-    for name in ("q", "index_q", "k_pages", "v_pages", "index_k_pages"):
-        into, new = getattr(fixed, name), getattr(case, name)
+    for name in ("q", "index_q"):
+        getattr(fixed, name).fill_(torch.nan)[: len(case.q)].copy_(getattr(case, name))
+    for name in ("k_pages", "v_pages", "index_k_pages"):
+        into, new = getattr(fixed.caches, name), getattr(case.caches, name)
         into.fill_(torch.nan)[: len(new)].copy_(new)
-    for name in ("cu_seqlens_q", "seq_lens", "context_lens"):
+    for name in ("cu_seqlens_q", "seq_lens"):
         getattr(fixed.batch, name).copy_(getattr(case.batch, name))
     width = min(TABLE, case.batch.block_table.shape[1])
     fixed.batch.block_table.fill_(10**6)[:, :width].copy_(case.batch.block_table[:, :width])
@@ -76,6 +91,8 @@ def fill(fixed: Case, case: Case) -> None:
 def test_replayed_with_other_batches(kind: str, dtype: torch.dtype):
     num_tokens = max(sum(row.query_len for row in rows) for rows in BATCHES[kind]) + 3
     max_query_len = max(row.query_len for rows in BATCHES[kind] for row in rows)
+    if kind == "any mix":
+        max_query_len = num_tokens
     fixed = room_for(num_tokens, 4, max_query_len, dtype)
     shape = {"num_kv_heads": 2, "group": 16, "dim": 128, "dtype": dtype}
     cases = [
@@ -84,26 +101,29 @@ def test_replayed_with_other_batches(kind: str, dtype: torch.dtype):
     ]
 
     fill(fixed, cases[0].to("cuda"))
-    out = torch.empty_like(fixed.q)
-    operations(fixed, out)  # compiles
+    out, in_one = torch.empty_like(fixed.q), torch.empty_like(fixed.q)
+    operations(fixed, out, in_one)  # compiles
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        block_ids = operations(fixed, out)
+        block_ids = operations(fixed, out, in_one)
 
     for case in (cases[1], cases[2], cases[0], cases[1]):
         fill(fixed, case.to("cuda"))
-        out.fill_(torch.nan)
+        for x in (out, in_one):
+            x.fill_(torch.nan)
         block_ids.fill_(-7)
         graph.replay()
-        eager_out = torch.full_like(out, torch.nan)
-        eager_ids = operations(fixed, eager_out)
+        eager_out, eager_in_one = torch.full_like(out, torch.nan), torch.full_like(out, torch.nan)
+        eager_ids = operations(fixed, eager_out, eager_in_one)
         # The same kernels on the same grids. The inversion's lists are in the order in which atomics came, but a
         # (token, block) pair is computed by itself wherever it stands, and pairs are combined in the order of slots:
         # bit for bit the same.
         assert torch.equal(block_ids, eager_ids)
         assert torch.equal(out, eager_out)
+        assert torch.equal(in_one, eager_in_one)
+        assert torch.equal(in_one, out)
 
-        assert_selection(case, block_ids.cpu(), topk=4)
+        assert_selection(case, block_ids.cpu(), SELECTION)
         live = torch.arange(case.num_live_tokens, device="cuda")
         assert (out[case.num_live_tokens :] == 0).all()
         seen = (block_ids[0, : case.num_live_tokens] >= 0).any(-1)

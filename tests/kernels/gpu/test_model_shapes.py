@@ -10,6 +10,7 @@ import torch
 
 from msa_backend.kernels import api, gpu
 from msa_backend.kernels.batch import BLOCK_SIZE
+from msa_backend.kernels.selection import Selection
 
 from ..batches import Case, Row, make_case
 from ..compare import assert_attention, assert_best, assert_well_formed, visible_tokens
@@ -19,6 +20,7 @@ from . import blocked
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not ON_CUDA, reason="needs a CUDA device")]
 
 BF16, FP16, E4M3, E5M2 = torch.bfloat16, torch.float16, torch.float8_e4m3fn, torch.float8_e5m2
+SELECTION = Selection(16)
 PROMPT = [Row.of(2048)]
 PROMPTS = [Row.of(2500), Row.of(1), Row.of(130), Row.of(0, 700), Row.of(2048)]
 CHUNK = [Row.of(2048, 16384)]
@@ -36,28 +38,26 @@ def seed() -> int:
     return seed
 
 
-def check(case: Case, seed: int, *, samples: int = 200, topk: int = 16, k_scale: float = 1.0, v_scale: float = 1.0,
-          init_blocks: int = 0, local_blocks: int = 1) -> None:  # fmt: skip
-    block_ids = api.select_blocks(
-        case.index_q, case.index_k_pages, case.batch, topk=topk, init_blocks=init_blocks, local_blocks=local_blocks
-    )
+def check(case: Case, seed: int, selection: Selection = SELECTION, *, samples: int = 200) -> None:
+    block_ids = api.select_blocks(case.index_q, case.caches, case.batch, selection)
     visible = visible_tokens(case.batch, case.q.shape[0]).to(case.q.device)
-    assert_well_formed(block_ids, visible, num_heads=case.index_q.shape[1], topk=topk)
+    assert_well_formed(block_ids, visible, num_heads=case.index_q.shape[1], topk=selection.topk)
     tokens = blocked.sample_tokens(case, samples, seed)
     tokens = tokens[visible[tokens] > 0]
-    longest_key = case.index_k_pages.float().norm(dim=-1).nan_to_num(posinf=0).max()
+    longest_key = case.caches.index_k_pages.float().norm(dim=-1).nan_to_num(posinf=0).max()
     assert_best(
         block_ids[:, tokens], blocked.block_scores(case, tokens), visible[tokens],
-        blocked.taken(case.index_q, tokens), longest_key, init_blocks, local_blocks,
+        blocked.taken(case.index_q, tokens), longest_key, selection,
     )  # fmt: skip
 
-    out = torch.full_like(case.q, torch.nan)
-    scales = {"k_scale": k_scale, "v_scale": v_scale}
-    api.sparse_attention(case.q, case.k_pages, case.v_pages, block_ids, case.batch, scale=case.scale, out=out, **scales)
-    assert out.isfinite().all()
-    assert (out[visible == 0] == 0).all()
-    expected, weighed = blocked.attention(case, tokens, block_ids, **scales)
-    assert_attention(out[tokens], expected, case, weighed)
+    out, in_one = (torch.full_like(case.q, torch.nan) for _ in range(2))
+    api.sparse_attention(case.q, case.caches, block_ids, case.batch, case.scale, out)
+    api.attend(case.q, case.index_q, case.caches, case.batch, selection, case.scale, in_one)
+    expected, weighed = blocked.attention(case, tokens, block_ids)
+    for x in (out, in_one):
+        assert x.isfinite().all()
+        assert (x[visible == 0] == 0).all()
+        assert_attention(x[tokens], expected, case, weighed)
 
 
 @pytest.mark.parametrize(("num_kv_heads", "group"), [(4, 16), (2, 16), (1, 16), (1, 8)], ids=str)
@@ -71,18 +71,19 @@ def test_ranks_of_the_model(seed: int, rows: list[Row], num_kv_heads: int, group
 @pytest.mark.parametrize("rows", [CHUNK, DECODE, VERIFY, MIXED], ids=["chunk", "decode", "verify", "mixed"])
 @pytest.mark.parametrize(("dtype", "cache_dtype"), [(FP16, FP16), (BF16, E4M3), (BF16, E5M2), (FP16, E4M3)], ids=str)
 def test_dtypes(seed: int, rows: list[Row], dtype: torch.dtype, cache_dtype: torch.dtype):
-    case = make_case(rows, num_kv_heads=2, group=16, dim=128, dtype=dtype, cache_dtype=cache_dtype, seed=seed,
-                     device="cuda")  # fmt: skip
     scaled = {"k_scale": 0.5, "v_scale": 0.3} if cache_dtype in (E4M3, E5M2) else {}
-    check(case, seed, **scaled)
+    case = make_case(rows, num_kv_heads=2, group=16, dim=128, dtype=dtype, cache_dtype=cache_dtype, seed=seed,
+                     device="cuda", **scaled)  # fmt: skip
+    check(case, seed)
 
 
 @pytest.mark.parametrize("rows", [CHUNK, DECODE, VERIFY, MIXED], ids=["chunk", "decode", "verify", "mixed"])
 def test_fp8_products(seed: int, rows: list[Row]):
     """Index queries in fp8 too, scaled as norm_rope_write scales them: the largest channel of each is 448."""
-    case = make_case(rows, num_kv_heads=4, group=16, dim=128, dtype=BF16, cache_dtype=E4M3, seed=seed, device="cuda")
+    case = make_case(rows, num_kv_heads=4, group=16, dim=128, dtype=BF16, cache_dtype=E4M3, k_scale=0.5, v_scale=0.3,
+                     seed=seed, device="cuda")  # fmt: skip
     index_q = case.index_q.float() / case.index_q.float().abs().amax(-1, keepdim=True) * 448
-    check(replace(case, index_q=index_q.to(E4M3)), seed, k_scale=0.5, v_scale=0.3)
+    check(replace(case, index_q=index_q.to(E4M3)), seed)
 
 
 @pytest.mark.parametrize("group", [1, 2, 3, 4, 5, 8, 12, 16])
@@ -102,12 +103,11 @@ def test_dims(seed: int, dim: int):
 
 @pytest.mark.parametrize(
     "selection",
-    [{"topk": 1}, {"topk": 3, "init_blocks": 1}, {"topk": 8, "local_blocks": 0}, {"topk": 17, "local_blocks": 4},
-     {"topk": 32, "init_blocks": 3, "local_blocks": 3}, {"topk": 1, "init_blocks": 1, "local_blocks": 0}],
+    [Selection(1), Selection(3, 1), Selection(8, 0, 0), Selection(17, 0, 4), Selection(32, 3, 3), Selection(1, 1, 0)],
     ids=str,
 )  # fmt: skip
-def test_selections(seed: int, selection: dict[str, int]):
-    check(make_case(MIXED, num_kv_heads=2, group=8, dim=128, dtype=BF16, seed=seed, device="cuda"), seed, **selection)
+def test_selections(seed: int, selection: Selection):
+    check(make_case(MIXED, num_kv_heads=2, group=8, dim=128, dtype=BF16, seed=seed, device="cuda"), seed, selection)
 
 
 @pytest.mark.parametrize("rows", [[Row.of(8192, 122_880)], [Row.of(8192, 1_040_384)], [Row.of(2048, 524_288)],
@@ -132,14 +132,14 @@ def test_addresses_past_two_to_the_31(
     rows = [Row.of(query_len, 700_000), Row.of(1, 300_000)]
     small = make_case(rows, num_kv_heads=heads, group=4, dim=dim, dtype=BF16,
                       seed=seed, device="cuda")  # fmt: skip
-    num_pages = small.k_pages.shape[0]
+    num_pages = small.caches.num_pages
 
     def spread(pages: torch.Tensor) -> torch.Tensor:
         room = torch.empty(num_pages * stride, dtype=BF16, device="cuda")
         return room.as_strided(pages.shape, (stride, *pages.contiguous().stride()[1:])).copy_(pages)
 
-    case = Case(small.q, small.index_q, spread(small.k_pages), spread(small.v_pages), spread(small.index_k_pages),
-                small.batch)  # fmt: skip
+    names = ("k_pages", "v_pages", "index_k_pages")
+    case = small.with_caches(**{name: spread(getattr(small.caches, name)) for name in names})
     assert num_pages * stride > 2**31
     check(case, seed)
 
@@ -164,8 +164,8 @@ def test_an_adversarial_order_of_scores(seed: int):
     case.index_q[..., 1:] *= 0.01
     block = torch.arange(num_blocks, device="cuda").float()
     for score in (block, -block, (block - 1000).abs(), -(block - 1000).abs(), block % 512, block * 0):
-        case.index_k_pages[table, :, 0] = (score / 8).to(BF16)[:, None]
-        check(case, seed, topk=32, samples=5)
+        case.caches.index_k_pages[table, :, 0] = (score / 8).to(BF16)[:, None]
+        check(case, seed, Selection(32), samples=5)
 
 
 @pytest.mark.parametrize("capability", [(8, 0), (8, 9)], ids=str)
@@ -176,9 +176,21 @@ def test_as_on_an_older_gpu(
 ):
     """The paths that an SM80 or SM89 takes, on this one."""
     monkeypatch.setattr(gpu.arch, "capability", lambda device: capability)
+    scaled = {"k_scale": 0.5, "v_scale": 0.3} if cache_dtype == E4M3 else {}
     case = make_case(rows, num_kv_heads=2, group=16, dim=128, dtype=BF16, cache_dtype=cache_dtype, seed=seed,
-                     device="cuda")  # fmt: skip
-    check(case, seed, **({"k_scale": 0.5, "v_scale": 0.3} if cache_dtype == E4M3 else {}))
+                     device="cuda", **scaled)  # fmt: skip
+    check(case, seed)
+
+
+@pytest.mark.parametrize("rows", [DECODE, VERIFY, SUFFIXES[:1] + DECODE[:9]], ids=["decode", "verify", "mixed"])
+@pytest.mark.parametrize("cache_dtype", [BF16, E4M3], ids=str)
+def test_as_a_graph_for_any_mix_takes_it(seed: int, rows: list[Row], cache_dtype: torch.dtype):
+    """The host knows the number of tokens alone: one sequence might have them all, and be as long as can be."""
+    case = make_case(rows, num_kv_heads=4, group=16, dim=128, dtype=BF16, cache_dtype=cache_dtype, padding_tail=5,
+                     seed=seed, device="cuda")  # fmt: skip
+    table = torch.nn.functional.pad(case.batch.block_table, (0, 8192 - case.batch.block_table.shape[1]), value=10**6)
+    batch = replace(case.batch, block_table=table, max_query_len=case.q.shape[0], max_seq_len=1 << 20)
+    check(replace(case, batch=batch), seed)
 
 
 @pytest.mark.parametrize("query_lens", [(40, 1, 300, 1), (1, 1, 1, 1), (4, 1, 8, 1)], ids=str)
@@ -187,17 +199,12 @@ def test_no_fault_beyond_the_live_part_of_the_block_table(seed: int, query_lens:
     rows = [Row.of(n, context_len) for n, context_len in zip(query_lens, (3000, 5000, 900, 777), strict=True)]
     good = make_case(rows, num_kv_heads=2, group=8, dim=128, dtype=BF16, seed=seed, device="cuda")
     longer = torch.tensor([0, 7000, 7000, 0], dtype=torch.int32, device="cuda")
-    beyond = replace(
-        good.batch, seq_lens=good.batch.seq_lens + longer, context_lens=good.batch.context_lens + longer,
-        max_seq_len=13_000,
-    )  # fmt: skip
+    beyond = replace(good.batch, seq_lens=good.batch.seq_lens + longer, max_seq_len=13_000)
     selected, attended = [], []
     for batch in (good.batch, beyond):
-        block_ids = api.select_blocks(good.index_q, good.index_k_pages, batch, topk=4)
+        block_ids = api.select_blocks(good.index_q, good.caches, batch, Selection(4))
         selected.append(block_ids)
-        attended.append(
-            api.sparse_attention(good.q, good.k_pages, good.v_pages, block_ids, batch, scale=good.scale).float()
-        )
+        attended.append(api.sparse_attention(good.q, good.caches, block_ids, batch, good.scale).float())
     torch.cuda.synchronize()
     sound = torch.arange(query_lens[0] + 1, device="cuda") - 1  # the last token is the last row's
     assert torch.equal(selected[0][:, sound], selected[1][:, sound])

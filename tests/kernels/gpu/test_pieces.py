@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import importlib
+
 import pytest
 import torch
 
 from msa_backend.kernels import reference
-from msa_backend.kernels.gpu import far, invert, near, prefill
+from msa_backend.kernels.gpu.prefill import invert, kv_outer
+from msa_backend.kernels.selection import Selection
 
 from ..batches import Case, Row, make_case
 from ..compare import assert_attention, assert_selection
 from ..implementations import GPU
 
 pytestmark = pytest.mark.gpu
-SELECTION = {"topk": 3, "init_blocks": 0, "local_blocks": 1}
+SELECTION = Selection(3)
 # Long rows that begin anywhere, one that begins inside a slice, rows without tokens, padding at the end.
 ROWS = [Row.of(20, 900), Row.of(0, 300), Row.of(25), Row(1, 0, 0), Row.of(18, 700)]
 
@@ -22,19 +25,31 @@ def case_of(seed: int = 0) -> Case:
     return make_case(ROWS, num_kv_heads=3, group=3, dim=16, dtype=torch.float32, padding_tail=3, seed=seed)
 
 
+# The package gives the operations these names, and so hides the modules.
+SELECT, ATTEND, BOTH = (
+    importlib.import_module(f"msa_backend.kernels.gpu.{name}")
+    for name in ("select_blocks", "sparse_attention", "attend")
+)
+
+
+@pytest.fixture(autouse=True)
+def long(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps of a few tokens take the long steps' way."""
+    monkeypatch.setattr(ATTEND, "SHORT_STEP", 0)
+
+
 def check(case: Case) -> None:
     on_device = case.to(GPU.device)
-    block_ids = GPU.select_blocks(on_device.index_q, on_device.index_k_pages, on_device.batch, **SELECTION)
-    assert_selection(case, block_ids.cpu(), **SELECTION)
-    expected = reference.sparse_attention(
-        case.q, case.k_pages, case.v_pages, block_ids.cpu(), case.batch, scale=case.scale
-    )
-    out = torch.full_like(on_device.q, torch.nan)
-    GPU.sparse_attention(
-        on_device.q, on_device.k_pages, on_device.v_pages, block_ids, on_device.batch, scale=case.scale, out=out
-    )
-    assert_attention(out.cpu(), expected, case)
-    assert (out[case.num_live_tokens :] == 0).all()
+    arguments = on_device.caches, on_device.batch
+    block_ids = GPU.select_blocks(on_device.index_q, *arguments, SELECTION)
+    assert_selection(case, block_ids.cpu(), SELECTION)
+    expected = reference.sparse_attention(case.q, case.caches, block_ids.cpu(), case.batch, case.scale)
+    in_two, in_one = (torch.full_like(on_device.q, torch.nan) for _ in range(2))
+    GPU.sparse_attention(on_device.q, on_device.caches, block_ids, on_device.batch, case.scale, in_two)
+    GPU.attend(on_device.q, on_device.index_q, *arguments, SELECTION, case.scale, in_one)
+    for out in (in_two, in_one):
+        assert_attention(out.cpu(), expected, case)
+        assert (out[case.num_live_tokens :] == 0).all()
 
 
 @pytest.mark.parametrize("tokens", [1, 7, 33])
@@ -42,15 +57,15 @@ def test_slices_of_tokens(tokens: int, monkeypatch: pytest.MonkeyPatch):
     """Scores of so many tokens at a time, and partial outputs of so many and one KV head."""
     case = case_of()
     blocks = -(-case.batch.max_seq_len // 128)
-    monkeypatch.setattr(prefill, "MAX_SCORE_BYTES", tokens * 4 * 3 * blocks)
-    monkeypatch.setattr(prefill, "MAX_PARTIAL_BYTES", tokens * SELECTION["topk"] * 4 * 16 * 4)
+    monkeypatch.setattr(SELECT, "MAX_SCORE_BYTES", tokens * 4 * 3 * blocks)
+    monkeypatch.setattr(ATTEND, "MAX_PARTIAL_BYTES", tokens * SELECTION.topk * 4 * 16 * 4)
     check(case)
 
 
 def test_slices_of_heads(monkeypatch: pytest.MonkeyPatch):
     """Two of three KV heads at a time, of all tokens."""
     case = case_of(seed=1)
-    monkeypatch.setattr(prefill, "MAX_PARTIAL_BYTES", 2 * case.q.shape[0] * SELECTION["topk"] * 4 * 16 * 4)
+    monkeypatch.setattr(ATTEND, "MAX_PARTIAL_BYTES", 2 * case.q.shape[0] * SELECTION.topk * 4 * 16 * 4)
     check(case)
 
 
@@ -61,16 +76,16 @@ def test_several_lists_of_a_page(most: int, monkeypatch: pytest.MonkeyPatch):
     check(case_of(seed=2))
 
 
-@pytest.mark.parametrize("blocks", [0, 1, 5, 24])
+@pytest.mark.parametrize("blocks", [0, 1, 5])
 def test_border_between_near_and_far(blocks: int, monkeypatch: pytest.MonkeyPatch):
     """Wherever it lies, each token is attended to by one kernel."""
-    for module in (prefill, near):
-        monkeypatch.setattr(module, "near_blocks", lambda topk: blocks)
+    for module in (ATTEND, BOTH):
+        monkeypatch.setattr(module, "road_of", lambda *_: ATTEND.Road(blocks, False))
     check(case_of(seed=3))
 
 
 def test_short_work_items(monkeypatch: pytest.MonkeyPatch):
     """Items of one tile each."""
-    monkeypatch.setattr(far, "MIN_ITEM_TOKENS", 1)
-    monkeypatch.setattr(far, "MAX_ITEM_TOKENS", 1)
+    monkeypatch.setattr(kv_outer, "MIN_ITEM_TOKENS", 1)
+    monkeypatch.setattr(kv_outer, "MAX_ITEM_TOKENS", 1)
     check(case_of(seed=4))

@@ -8,6 +8,8 @@ from torch import Tensor
 
 from msa_backend.kernels.batch import BLOCK_SIZE, Batch
 from msa_backend.kernels.gpu import topk as gpu_topk
+from msa_backend.kernels.gpu.plan import Shape, plan_of
+from msa_backend.kernels.selection import Selection
 
 from ..batches import Row, make_case
 from ..implementations import ON_CUDA
@@ -24,26 +26,26 @@ def batch_of(rows: list[Row]) -> Batch:
     return Batch(
         cu_seqlens_q=bounds.to(DEVICE),
         seq_lens=torch.tensor([row.seq_len for row in rows], dtype=torch.int32, device=DEVICE),
-        context_lens=torch.tensor([row.context_len for row in rows], dtype=torch.int32, device=DEVICE),
         block_table=torch.zeros(len(rows), -(-max_seq_len // BLOCK_SIZE), dtype=torch.int32, device=DEVICE),
         max_query_len=max(row.query_len for row in rows),
         max_seq_len=max_seq_len,
     )
 
 
-def check(rows: list[Row], scores: Tensor, topk: int, init_blocks: int, local_blocks: int, tail: int = 0) -> None:
+def choose(batch: Batch, scores: Tensor | None, shape: tuple[int, int], selection: Selection) -> Tensor:
+    num_heads, num_tokens = shape
+    plan = plan_of(batch, Shape(num_tokens=num_tokens, num_kv_heads=num_heads, topk=selection.topk))
+    block_ids = torch.full((num_heads, num_tokens, selection.topk), -7, dtype=torch.int32, device=DEVICE)
+    return gpu_topk.select_topk(scores, batch, selection, plan, block_ids).cpu()
+
+
+def check(rows: list[Row], scores: Tensor, selection: Selection, tail: int = 0) -> None:
     batch = batch_of(rows)
-    num_heads, num_tokens = scores.shape[:2]
-    ids = gpu_topk.select_topk(
-        scores.to(DEVICE) if scores.is_contiguous() else scores,
-        batch,
-        num_tokens=num_tokens,
-        num_heads=num_heads,
-        topk=topk,
-        init_blocks=init_blocks,
-        local_blocks=local_blocks,
-    ).cpu()
-    scores = scores.cpu()
+    topk, init_blocks, local_blocks = selection.topk, selection.init_blocks, selection.local_blocks
+    num_heads, num_tokens, width = scores.shape
+    padded = torch.full((num_heads, num_tokens, -(-width // 16) * 16), torch.nan)
+    padded[..., :width] = scores
+    ids = choose(batch, padded.to(DEVICE), (num_heads, num_tokens), selection)
     seen = [
         -(-min(row.context_len + i + 1, row.seq_len) // BLOCK_SIZE) if row.seq_len else 0
         for row in rows
@@ -90,7 +92,7 @@ def test_choice(blocks: int, topk: int, init_blocks: int, local_blocks: int, kin
     rows = [Row.of(2, context - 2), Row(1, 0, 0), Row.of(1, context // 2), Row.of(1, 100)]
     tail = 1
     scores = random_scores(2, 4 + 1 + tail, -(-blocks // 8) * 8, kind)
-    check(rows, scores, topk, init_blocks, local_blocks, tail)
+    check(rows, scores, Selection(topk, init_blocks, local_blocks), tail)
 
 
 @pytest.mark.parametrize("blocks", [40, 600])
@@ -99,24 +101,19 @@ def test_garbage_past_the_visible_blocks(blocks: int):
     rows = [Row.of(5, 20 * BLOCK_SIZE - 3), Row.of(1, blocks * BLOCK_SIZE - 1)]
     scores = random_scores(2, 6, blocks, "random")
     scores[:, :5, 21:] = torch.tensor([torch.inf, torch.nan])[torch.randint(2, (2, 5, blocks - 21))]
-    check(rows, scores, 8, 0, 1)
+    check(rows, scores, Selection(8))
 
 
-@pytest.mark.parametrize("blocks", [40, 600])
-def test_strided_scores(blocks: int):
-    """Tokens before heads, rows at odd places."""
-    rows = [Row.of(3, blocks * BLOCK_SIZE - 3)]
-    for width in (blocks, blocks + 3):
-        scores = torch.randn(3, 2, width, device=DEVICE)[..., :blocks].transpose(0, 1)
-        check(rows, scores, 8, 0, 1)
+def test_short_sequences_under_a_long_bound():
+    """What a graph captured for the longest context does at any other: both ways to choose in one kernel."""
+    rows = [Row.of(1, n * BLOCK_SIZE - 1) for n in (10, 40, 512, 513, 700)]
+    check(rows, random_scores(2, 5, 704, "random"), Selection(16, 1, 1))
 
 
 def test_no_scores_needed():
     case = make_case([Row.of(300), Row.of(1, 1200), Row(1, -1, 0)], padding_tail=2).to(DEVICE)
-    block_ids = gpu_topk.select_topk(
-        None, case.batch, num_tokens=304, num_heads=2, topk=16, init_blocks=0, local_blocks=1
-    )
+    block_ids = choose(case.batch, None, (2, 304), Selection(16))
     visible = torch.tensor([i // 128 + 1 for i in range(300)] + [10, 0, 0, 0])
     everything = torch.arange(16).expand(304, 16)
     everything = everything.where(everything < visible[:, None], -1).int()
-    assert torch.equal(block_ids.cpu(), everything.expand(2, -1, -1))
+    assert torch.equal(block_ids, everything.expand(2, -1, -1))

@@ -10,6 +10,8 @@ import pytest
 import torch
 
 from msa_backend.kernels import api
+from msa_backend.kernels.norms import HeadNorms
+from msa_backend.kernels.selection import Selection
 
 from ..batches import Row, make_case
 from ..implementations import ON_CUDA
@@ -51,9 +53,9 @@ def test_nothing_is_compiled_later():
     dtype = torch.bfloat16
     with compiled() as early:
         warm_up(
-            num_heads=HEADS, num_kv_heads=KV_HEADS, head_dim=DIM, index_dim=DIM, topk=TOPK, init_blocks=0,
-            local_blocks=1, dtype=dtype, kv_dtype=dtype, index_dtype=dtype, device=device,
-            max_num_tokens=4096, max_num_seqs=32, max_draft_tokens=3, max_seq_len=65_536,
+            num_heads=HEADS, num_kv_heads=KV_HEADS, head_dim=DIM, index_dim=DIM, selection=Selection(TOPK),
+            dtype=dtype, kv_dtype=dtype, index_dtype=dtype, device=device,
+            max_num_tokens=4096, max_num_seqs=32, max_seq_len=65_536,
         )  # fmt: skip
     assert early
     with compiled() as late:
@@ -61,19 +63,18 @@ def test_nothing_is_compiled_later():
             case = make_case(rows, num_kv_heads=KV_HEADS, group=HEADS, dim=DIM, dtype=dtype, layout="halves").to("cuda")
             num_tokens = case.q.shape[0]
             width = (HEADS + 2 * KV_HEADS + KV_HEADS + 1) * DIM
+            norms = HeadNorms(
+                *torch.randn(4, DIM, dtype=dtype, device=device).unbind(),
+                torch.rand(65_536, 64, dtype=dtype, device=device),
+                1e-6,
+            )
             q, index_q = api.norm_rope_write(
                 torch.randn(num_tokens, width, dtype=dtype, device=device),
                 torch.arange(num_tokens, device=device),
-                torch.rand(65_536, 64, dtype=dtype, device=device),
-                *torch.randn(4, DIM, dtype=dtype, device=device).unbind(),
-                case.k_pages,
-                case.v_pages,
-                case.index_k_pages,
+                norms,
+                case.caches,
                 torch.full((num_tokens,), -1, device=device),
-                num_heads=HEADS,
-                eps=1e-6,
             )
-            block_ids = api.select_blocks(index_q, case.index_k_pages, case.batch, topk=TOPK)
-            api.sparse_attention(q, case.k_pages, case.v_pages, block_ids, case.batch, scale=case.scale)
+            api.attend(q, index_q, case.caches, case.batch, Selection(TOPK), case.scale)
         torch.cuda.synchronize()
     assert not late, f"compiled after the warm-up: {late}"

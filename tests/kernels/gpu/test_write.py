@@ -5,11 +5,15 @@ On a GPU, or in Triton's interpreter, whose bf16 is unreliable.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from msa_backend.kernels import cpu, gpu
 from msa_backend.kernels.batch import BLOCK_SIZE
+from msa_backend.kernels.caches import LayerCaches
+from msa_backend.kernels.norms import HeadNorms
 
 from ..batches import LAYOUTS, lay_out
 from ..implementations import GPU, ON_CUDA
@@ -22,12 +26,16 @@ SLOTS = [130, 5, -1, 127, 128, 510, -100]
 PAGES = 4
 
 
-def empty_cache(
-    kv_heads: int, dim: int, index_dim: int, dtype: torch.dtype, layout: str = "halves"
-) -> list[torch.Tensor]:
+def empty_caches(
+    kv_heads: int, dim: int, index_dim: int, dtype: torch.dtype, layout: str = "halves", **scales: float
+) -> LayerCaches:
     nothing = torch.full((PAGES, BLOCK_SIZE, kv_heads, 2 * dim), torch.nan, device=DEVICE).to(dtype)
     index = torch.full((PAGES, BLOCK_SIZE, index_dim), torch.nan, device=DEVICE).to(dtype)
-    return [*lay_out(nothing, layout), index]
+    return LayerCaches(*lay_out(nothing, layout), index, **scales)
+
+
+def pages_of(caches: LayerCaches) -> tuple[torch.Tensor, ...]:
+    return caches.k_pages, caches.v_pages, caches.index_k_pages
 
 
 def assert_same(new: torch.Tensor, expected: torch.Tensor, **tolerance: float) -> None:
@@ -37,7 +45,7 @@ def assert_same(new: torch.Tensor, expected: torch.Tensor, **tolerance: float) -
 @pytest.mark.parametrize("cache_dtype", [None, *FP8], ids=str)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_write_cache(dtype: torch.dtype, layout: str, cache_dtype: torch.dtype | None):
+def test_write(dtype: torch.dtype, layout: str, cache_dtype: torch.dtype | None):
     torch.manual_seed(0)
     kv_heads, dim = 3, 16
     fused = torch.randn(len(SLOTS), 2 * kv_heads + 1, dim, device=DEVICE).to(dtype)
@@ -46,26 +54,27 @@ def test_write_cache(dtype: torch.dtype, layout: str, cache_dtype: torch.dtype |
     new = fused[:, :kv_heads], fused[:, kv_heads : 2 * kv_heads], fused[:, -1]
     slots = torch.tensor(SLOTS, device=DEVICE)
     scales = {"k_scale": 0.3, "v_scale": 0.7} if cache_dtype else {}
-    written = empty_cache(kv_heads, dim, dim, cache_dtype or dtype, layout)
-    expected = [pages.cpu() for pages in written]  # on a GPU, torch multiplies by 1 / scale
-    gpu.write_cache(*new, *written, slots, **scales)
-    cpu.write_cache(*(x.cpu() for x in new), *expected, slots.cpu(), **scales)
-    for pages, truth in zip(written, expected, strict=True):
+    written = empty_caches(kv_heads, dim, dim, cache_dtype or dtype, layout, **scales)
+    # On a GPU, torch multiplies by 1 / scale.
+    expected = LayerCaches(*(pages.cpu() for pages in pages_of(written)), **scales)
+    gpu.write(*new, written, slots)
+    cpu.write(*(x.cpu() for x in new), expected, slots.cpu())
+    for pages, truth in zip(pages_of(written), pages_of(expected), strict=True):
         assert_same(pages.cpu(), truth, atol=0, rtol=0)
 
 
 def test_dense_layer_has_no_index_keys():
     k, v = torch.randn(2, len(SLOTS), 2, 16, device=DEVICE)
-    k_pages, v_pages, _ = empty_cache(2, 16, 16, torch.float32)
-    gpu.write_cache(k, v, None, k_pages, v_pages, None, torch.tensor(SLOTS, device=DEVICE))
-    assert torch.equal(k_pages[1, :, 2], k[0])
-    assert torch.equal(v_pages[1, :, 2], v[0])
-    assert k_pages.isnan().sum() == (PAGES * BLOCK_SIZE - 5) * 2 * 16
+    caches = replace(empty_caches(2, 16, 16, torch.float32), index_k_pages=None)
+    gpu.write(k, v, None, caches, torch.tensor(SLOTS, device=DEVICE))
+    assert torch.equal(caches.k_pages[1, :, 2], k[0])
+    assert torch.equal(caches.v_pages[1, :, 2], v[0])
+    assert caches.k_pages.isnan().sum() == (PAGES * BLOCK_SIZE - 5) * 2 * 16
 
 
 def test_nothing_to_write():
     none = torch.empty(0, 2, 16, device=DEVICE)
-    gpu.write_cache(none, none, None, *empty_cache(2, 16, 16, none.dtype)[:2], None, none[:, 0, 0].long())
+    gpu.write(none, none, None, empty_caches(2, 16, 16, none.dtype), none[:, 0, 0].long())
 
 
 @pytest.mark.parametrize(
@@ -95,13 +104,13 @@ def test_norm_rope_write(
     cos_sin_cache = torch.cat((angles.cos(), angles.sin()), dim=-1).to(dtype)
     positions = torch.tensor([0, 1, -(2**40), 3, 999, 999, 2**40], device=DEVICE)  # padding's may be anything
     slots = torch.tensor(SLOTS, device=DEVICE)
-    options = {"num_heads": heads, "eps": eps, "index_q_dtype": None}
-    if cache_dtype:
-        options |= {"k_scale": 0.01, "v_scale": 0.02, "index_q_dtype": torch.float8_e4m3fn}
-    written, expected = (empty_cache(kv_heads, dim, index_dim, cache_dtype or dtype) for _ in range(2))
-    q, index_q = gpu.norm_rope_write(projected, positions, cos_sin_cache, *weights, *written, slots, **options)
+    scales = {"k_scale": 0.01, "v_scale": 0.02} if cache_dtype else {}
+    index_q_dtype = torch.float8_e4m3fn if cache_dtype else None
+    written, expected = (empty_caches(kv_heads, dim, index_dim, cache_dtype or dtype, **scales) for _ in range(2))
+    norms = HeadNorms(*weights, cos_sin_cache, eps)
+    q, index_q = gpu.norm_rope_write(projected, positions, norms, written, slots, index_q_dtype=index_q_dtype)
     true_q, true_index_q = cpu.norm_rope_write(
-        projected, positions, cos_sin_cache, *weights, *expected, slots, **options
+        projected, positions, norms, expected, slots, index_q_dtype=index_q_dtype
     )
 
     # Both compute in fp32 and round once; sums are in another order, so a value may fall to the neighbouring number.
@@ -114,7 +123,7 @@ def test_norm_rope_write(
 
     assert_rounded(q, true_q)
     assert_rounded(index_q, true_index_q)
-    for pages, truth in zip(written, expected, strict=True):
+    for pages, truth in zip(pages_of(written), pages_of(expected), strict=True):
         assert_rounded(pages, truth)
     if cache_dtype:
         assert (index_q.float()[0].abs().amax(-1) == 448).all()

@@ -13,19 +13,19 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..batch import BLOCK_SIZE, Batch
-from .rows import STEP_ARGUMENTS, locate, search_steps
-from .sizes import ceil_div, next_power_of_2
+from ...batch import BLOCK_SIZE, Batch
+from ..launch import Options, kernel
+from ..plan import Plan
+from ..sizes import ceil_div, next_power_of_2
 
-TOKEN_BITS = 24
+TOKEN_BITS = tl.constexpr(24)
 """Bits of a packed entry that hold the token; 7 above them hold how much of the block it sees."""
-_TOKEN_MASK = tl.constexpr((1 << TOKEN_BITS) - 1)
-_TOKEN_BITS = tl.constexpr(TOKEN_BITS)
-_ELSEWHERE = tl.constexpr(-2)
+TOKEN_MASK = tl.constexpr((1 << 24) - 1)
+MAX_TOKENS = 1 << 24
+ELSEWHERE = tl.constexpr(-2)
 
 ALLOCATE_TILE = 256
 FILL_TILE = 1024
@@ -58,7 +58,7 @@ class Inverse(NamedTuple):
 
 
 def invert(
-    block_ids: Tensor, batch: Batch, *, num_pages: int, item_tokens: int, tile_tokens: int, near_blocks: int
+    block_ids: Tensor, batch: Batch, plan: Plan, *, num_pages: int, item_tokens: int, tile_tokens: int, near: int
 ) -> Inverse:
     """Build the lists.
 
@@ -67,14 +67,14 @@ def invert(
         num_pages: pages of the cache.
         item_tokens: most entries in a work item; a multiple of ``tile_tokens``.
         tile_tokens: entries that are worked on together.
-        near_blocks: tokens that see no more blocks than this are left out.
+        near: tokens that see no more blocks than this are left out.
 
     Raises:
         ValueError: more tokens in a step than fit in a packed entry.
     """
     num_heads, num_tokens, topk = block_ids.shape
-    if num_tokens >= 1 << TOKEN_BITS:
-        raise ValueError(f"{num_tokens} query tokens in one step, but at most {(1 << TOKEN_BITS) - 1}; use chunks")
+    if num_tokens >= MAX_TOKENS:
+        raise ValueError(f"{num_tokens} query tokens in one step, but at most {MAX_TOKENS - 1} fit; use chunks")
     device = block_ids.device
     selections = num_heads * num_tokens * topk
     num_blocks = batch.num_seqs * ceil_div(batch.max_seq_len, BLOCK_SIZE)
@@ -91,140 +91,94 @@ def invert(
     entries = torch.empty(selections + 2 * max_used_lists * (tile_tokens - 1), dtype=torch.int32, device=device)
     max_items = ceil_div(selections, item_tokens) + max_used_lists
     items = torch.empty(2, max_items, 3, dtype=torch.int32, device=device)
-
-    _count_kernel[(ceil_div(num_tokens, COUNT_TOKENS), num_heads)](
-        block_ids,
-        keys,
-        place,
-        counts,
-        batch.cu_seqlens_q,
-        batch.context_lens,
-        batch.seq_lens,
-        batch.block_table,
-        block_ids.stride(0),
-        block_ids.stride(1),
-        block_ids.stride(2),
-        batch.block_table.stride(0),
-        num_tokens,
-        batch.num_seqs,
-        num_pages,
-        num_lists,
-        ceil_div(num_tokens, lists_of_a_page),
-        near_blocks,
-        search_steps(batch.num_seqs),
-        TOPK=topk,
-        SLOTS=next_power_of_2(topk),
-        TOKENS=COUNT_TOKENS,
-        BLOCK=BLOCK_SIZE,
+    msa_count(
+        (ceil_div(num_tokens, COUNT_TOKENS), num_heads),
+        (
+            block_ids, keys, place, counts, plan.token_seq, plan.token_pos, batch.block_table,
+            block_ids.stride(0), block_ids.stride(1), batch.block_table.stride(0), num_tokens, num_pages, num_lists,
+            ceil_div(num_tokens, lists_of_a_page), near,
+        ),
+        (topk, next_power_of_2(topk), COUNT_TOKENS, BLOCK_SIZE),
+        Options(),
+    )  # fmt: skip
+    msa_allocate(
+        (ceil_div(num_lists, ALLOCATE_TILE), 2),
+        (counts, offsets, items, cursors, num_lists, num_heads * num_pages, max_items, item_tokens),
+        (ALLOCATE_TILE, tile_tokens),
+        Options(),
     )
-    _allocate_kernel[(ceil_div(num_lists, ALLOCATE_TILE), 2)](
-        counts,
-        offsets,
-        items,
-        cursors,
-        num_lists,
-        num_heads * num_pages,
-        max_items,
-        item_tokens,
-        TILE=ALLOCATE_TILE,
-        ALIGN=tile_tokens,
-    )
-    _fill_kernel[(ceil_div(selections, FILL_TILE),)](
-        keys, place, offsets, entries, selections, num_tokens, TOPK=topk, TILE=FILL_TILE
+    msa_fill(
+        (ceil_div(selections, FILL_TILE),),
+        (keys, place, offsets, entries, selections, num_tokens),
+        (topk, FILL_TILE),
+        Options(),
     )
     return Inverse(entries, place, items, cursors[1:])
 
 
-@triton.jit(do_not_specialize=STEP_ARGUMENTS)
-def _count_kernel(
-    block_ids,
-    keys,
-    tickets,
-    counts,
-    cu_seqlens_q,
-    context_lens,
-    seq_lens,
-    block_table,
-    ids_head_stride,
-    ids_token_stride,
-    ids_slot_stride,
-    table_stride,
-    num_tokens,
-    num_seqs,
-    num_pages,
-    num_lists,
-    list_tokens,
-    near_blocks,
-    search_steps,
-    TOPK: tl.constexpr,
-    SLOTS: tl.constexpr,
-    TOKENS: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
+@kernel(unaligned=("block_ids_ptr", "place_ptr", "block_table_ptr"))
+def msa_count(
+    block_ids_ptr, keys_ptr, place_ptr, counts_ptr, token_seq_ptr, token_pos_ptr, block_table_ptr,
+    ids_head_stride, ids_token_stride, table_stride, num_tokens, num_pages, num_lists, list_tokens, near,
+    TOPK: tl.constexpr, TOPK_PADDED: tl.constexpr, TOKENS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     head = tl.program_id(1)
     num_heads = tl.num_programs(1)
     token = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
-    row, position, _ = locate(token, cu_seqlens_q, context_lens, seq_lens, num_seqs, search_steps)
-    slot = tl.arange(0, SLOTS)
-    there = (token < num_tokens)[:, None] & (slot < TOPK)[None, :]
-    ids = tl.load(
-        block_ids + head * ids_head_stride + token[:, None] * ids_token_stride + slot[None, :] * ids_slot_stride,
-        mask=there,
-        other=-1,
-    )
+    live = token < num_tokens
+    seq = tl.load(token_seq_ptr + token, mask=live, other=0)
+    position = tl.load(token_pos_ptr + token, mask=live, other=-1)
+    slot = tl.arange(0, TOPK_PADDED)
+    there = live[:, None] & (slot < TOPK)[None, :]
+    ids_ptrs = block_ids_ptr + head * ids_head_stride + token[:, None] * ids_token_stride + slot[None, :]
+    ids = tl.load(ids_ptrs, mask=there, other=-1)
     visible = tl.minimum(position[:, None] + 1 - ids * BLOCK, BLOCK)
-    far = (position >= near_blocks * BLOCK)[:, None]
+    far = (position >= near * BLOCK)[:, None]
     chosen = far & (ids >= 0) & (visible > 0)
-    page = tl.load(block_table + row[:, None].to(tl.int64) * table_stride + ids, mask=chosen, other=0)
+    page = tl.load(block_table_ptr + seq[:, None].to(tl.int64) * table_stride + ids, mask=chosen, other=0)
     page = tl.minimum(tl.maximum(page, 0), num_pages - 1)
     key = ((token // list_tokens)[:, None] * num_heads + head) * num_pages + page
     key += tl.where(visible < BLOCK, num_lists, 0)
-    ticket = tl.atomic_add(counts + key, 1, mask=chosen, sem="relaxed")
+    ticket = tl.atomic_add(counts_ptr + key, 1, mask=chosen, sem="relaxed")
     at = (head * num_tokens + token[:, None]) * TOPK + slot[None, :]
-    none = tl.where(far | (position < 0)[:, None], -1, _ELSEWHERE)
-    tl.store(keys + at, tl.where(chosen, key, none), mask=there)
-    tl.store(tickets + at, ticket | (visible - 1) << _TOKEN_BITS, mask=chosen)
+    none = tl.where(far | (position < 0)[:, None], -1, ELSEWHERE)
+    tl.store(keys_ptr + at, tl.where(chosen, key, none), mask=there)
+    tl.store(place_ptr + at, ticket | (visible - 1) << TOKEN_BITS, mask=chosen)
 
 
-@triton.jit(do_not_specialize=STEP_ARGUMENTS)
-def _allocate_kernel(
-    counts,
-    offsets,
-    items,
-    cursors,
-    num_lists,
-    num_keys,
-    max_items,
-    item_tokens,
-    TILE: tl.constexpr,
-    ALIGN: tl.constexpr,
-):
+@kernel(unaligned=("cursors_ptr",))
+def msa_allocate(
+    counts_ptr, offsets_ptr, items_ptr, cursors_ptr, num_lists, num_keys, max_items, item_tokens,
+    TILE: tl.constexpr, ALIGN: tl.constexpr,
+):  # fmt: skip
     kind = tl.program_id(1)
     list_id = tl.program_id(0) * TILE + tl.arange(0, TILE)
-    count = tl.load(counts + kind * num_lists + list_id, mask=list_id < num_lists, other=0)
+    count = tl.load(counts_ptr + kind * num_lists + list_id, mask=list_id < num_lists, other=0)
     if tl.max(count) > 0:
         # Stretches may lie in any order, so a running cursor replaces a scan over all programs.
         space = (count + ALIGN - 1) // ALIGN * ALIGN
-        offset = tl.atomic_add(cursors, tl.sum(space), sem="relaxed") + tl.cumsum(space) - space
-        tl.store(offsets + kind * num_lists + list_id, offset, mask=count > 0)
+        offset = tl.atomic_add(cursors_ptr, tl.sum(space), sem="relaxed") + tl.cumsum(space) - space
+        tl.store(offsets_ptr + kind * num_lists + list_id, offset, mask=count > 0)
         num_items = (count + item_tokens - 1) // item_tokens
-        first = tl.atomic_add(cursors + 1 + kind, tl.sum(num_items), sem="relaxed")
-        item = items + (kind * max_items + first + tl.cumsum(num_items) - num_items) * 3
+        first = tl.atomic_add(cursors_ptr + 1 + kind, tl.sum(num_items), sem="relaxed")
+        item_ptrs = items_ptr + (kind * max_items + first + tl.cumsum(num_items) - num_items) * 3
         for i in range(tl.max(num_items)):
             used = i < num_items
-            tl.store(item + i * 3, list_id % num_keys, mask=used)
-            tl.store(item + i * 3 + 1, offset + i * item_tokens, mask=used)
-            tl.store(item + i * 3 + 2, tl.minimum(count - i * item_tokens, item_tokens), mask=used)
+            tl.store(item_ptrs + i * 3, list_id % num_keys, mask=used)
+            tl.store(item_ptrs + i * 3 + 1, offset + i * item_tokens, mask=used)
+            tl.store(item_ptrs + i * 3 + 2, tl.minimum(count - i * item_tokens, item_tokens), mask=used)
 
 
-@triton.jit(do_not_specialize=STEP_ARGUMENTS)
-def _fill_kernel(keys, place, offsets, entries, selections, num_tokens, TOPK: tl.constexpr, TILE: tl.constexpr):
+@kernel(unaligned=("place_ptr",))
+def msa_fill(
+    keys_ptr, place_ptr, offsets_ptr, entries_ptr, selections, num_tokens, TOPK: tl.constexpr, TILE: tl.constexpr
+):  # fmt: skip
     at = tl.program_id(0) * TILE + tl.arange(0, TILE)
     there = at < selections
-    key = tl.load(keys + at, mask=there, other=-1)
+    key = tl.load(keys_ptr + at, mask=there, other=-1)
     chosen = key >= 0
-    packed = tl.load(place + at, mask=chosen, other=0)
-    entry = tl.load(offsets + key, mask=chosen, other=0) + (packed & _TOKEN_MASK)
+    packed = tl.load(place_ptr + at, mask=chosen, other=0)
+    entry = tl.load(offsets_ptr + key, mask=chosen, other=0) + (packed & TOKEN_MASK)
     token = at // TOPK % num_tokens
-    tl.store(entries + entry, token | (packed & ~_TOKEN_MASK), mask=chosen)
-    tl.store(place + at, tl.where(chosen, entry, key), mask=there)
+    tl.store(entries_ptr + entry, token | (packed & ~TOKEN_MASK), mask=chosen)
+    tl.store(place_ptr + at, tl.where(chosen, entry, key), mask=there)

@@ -8,30 +8,26 @@ import torch
 from torch import Tensor
 
 from ..batch import BLOCK_SIZE, Batch
+from ..caches import LayerCaches
+from ..selection import Selection
 from .paging import gather_blocks, locate_tokens
 
-SHORT_ROW = 16
-"""Rows with up to this many tokens to score go together, one matmul for many rows; longer ones each alone."""
+SHORT_SEQUENCE = 16
+"""Rows with up to this many tokens to score go together, one matmul for many sequences; longer ones each alone."""
 TILE_TOKENS = 256
-"""Tokens of a long row scored at a time. With 4 heads and 8 blocks the dot products are 4 MB and stay in cache."""
+"""Tokens of a long sequence scored at a time. With 4 heads and 8 blocks the dot products are 4 MB and stay in cache."""
 TILE_BLOCKS = 8
-"""Blocks of a long row scored at a time."""
+"""Blocks of a long sequence scored at a time."""
 BATCH_BLOCKS = 64
-"""Blocks of short rows scored at a time: 4 MB of fp32 keys."""
+"""Blocks of short sequences scored at a time: 4 MB of fp32 keys."""
 MAX_SCORES = 1 << 24
-"""Scores of short rows held at a time: 64 MB."""
+"""Scores of short sequences held at a time: 64 MB."""
 
 
-def select_blocks(
-    index_q: Tensor,
-    index_k_pages: Tensor,
-    batch: Batch,
-    *,
-    topk: int,
-    init_blocks: int = 0,
-    local_blocks: int = 1,
-) -> Tensor:
+def select_blocks(index_q: Tensor, caches: LayerCaches, batch: Batch, selection: Selection) -> Tensor:
     """See :func:`msa_backend.kernels.api.select_blocks`."""
+    index_k_pages, topk = caches.index_k_pages, selection.topk
+    assert index_k_pages is not None, "checked by the operation"
     num_tokens, num_heads, _ = index_q.shape
     _, position = locate_tokens(batch, num_tokens)
     own_block = position.div(BLOCK_SIZE, rounding_mode="floor")
@@ -40,54 +36,56 @@ def select_blocks(
     block_ids = all_visible.expand(num_heads, -1, -1).contiguous()
 
     def pick(tokens: Tensor, scores: Tensor) -> None:
-        block_ids[:, tokens] = best_blocks(scores, own_block[tokens], topk, init_blocks, local_blocks)
+        block_ids[:, tokens] = best_blocks(scores, own_block[tokens], selection)
 
-    short, long = rows_to_score(batch, first_position=topk * BLOCK_SIZE)
-    for row, start, stop in long:
+    short, long = sequences_to_score(batch, first_position=topk * BLOCK_SIZE)
+    for sequence, start, stop in long:
         for tile in range(start, stop, TILE_TOKENS):
             tokens = torch.arange(tile, min(tile + TILE_TOKENS, stop), device=index_q.device)
-            pick(tokens, score_long_row(index_q[tokens], position[tokens], index_k_pages, batch.block_table[row]))
+            pages = batch.block_table[sequence]
+            pick(tokens, score_long_sequence(index_q[tokens], position[tokens], index_k_pages, pages))
     max_blocks = -(-batch.max_seq_len // BLOCK_SIZE)
     for num_new, same_length in short.items():
-        rows, starts = torch.tensor(same_length, device=index_q.device).unbind(1)
-        rows_at_a_time = max(1, MAX_SCORES // (num_new * num_heads * max_blocks))
-        for row, start in zip(rows.split(rows_at_a_time), starts.split(rows_at_a_time), strict=True):
+        sequences, starts = torch.tensor(same_length, device=index_q.device).unbind(1)
+        at_a_time = max(1, MAX_SCORES // (num_new * num_heads * max_blocks))
+        for sequence, start in zip(sequences.split(at_a_time), starts.split(at_a_time), strict=True):
             tokens = start[:, None] + torch.arange(num_new, device=index_q.device)
-            scores = score_short_rows(index_q[tokens], position[tokens], index_k_pages, batch.block_table[row])
+            pages = batch.block_table[sequence]
+            scores = score_short_sequences(index_q[tokens], position[tokens], index_k_pages, pages)
             pick(tokens.flatten(), scores)
     return block_ids
 
 
-def rows_to_score(
+def sequences_to_score(
     batch: Batch, first_position: int
 ) -> tuple[dict[int, list[tuple[int, int]]], list[tuple[int, int, int]]]:
     """The query tokens at ``first_position`` or later: the others see no more blocks than fit in top-k.
 
     Returns:
-        The short rows by their number of such tokens, each as (row, first such token); the long rows, each as
-        (row, first such token, end).
+        The short sequences by their number of such tokens, each as (sequence, first such token); the long ones, each
+        as (sequence, first such token, end).
     """
     short, long = defaultdict(list), []
     bounds, context_lens, seq_lens = (x.tolist() for x in (batch.cu_seqlens_q, batch.context_lens, batch.seq_lens))
-    for row, (context_len, seq_len) in enumerate(zip(context_lens, seq_lens, strict=True)):
-        start = bounds[row] + max(0, first_position - context_len)
-        stop = bounds[row + 1]
+    for sequence, (context_len, seq_len) in enumerate(zip(context_lens, seq_lens, strict=True)):
+        start = bounds[sequence] + max(0, first_position - context_len)
+        stop = bounds[sequence + 1]
         if seq_len <= first_position or start >= stop:
             continue
-        if stop - start <= SHORT_ROW:
-            short[stop - start].append((row, start))
+        if stop - start <= SHORT_SEQUENCE:
+            short[stop - start].append((sequence, start))
         else:
-            long.append((row, start, stop))
+            long.append((sequence, start, stop))
     return short, long
 
 
-def score_long_row(index_q: Tensor, position: Tensor, index_k_pages: Tensor, block_table: Tensor) -> Tensor:
-    """Score all blocks up to the last token's own, for neighbouring tokens of one row.
+def score_long_sequence(index_q: Tensor, position: Tensor, index_k_pages: Tensor, block_table: Tensor) -> Tensor:
+    """Score all blocks up to the last token's own, for neighbouring tokens of one sequence.
 
     Args:
         index_q: ``[num_tokens, num_heads, dim]``.
         position: ``[num_tokens]``, ascending.
-        block_table: ``[max_pages]`` of the row.
+        block_table: ``[max_pages]`` of the sequence.
 
     Returns:
         ``[num_heads, num_tokens, num_blocks]`` fp32.
@@ -109,36 +107,36 @@ def score_long_row(index_q: Tensor, position: Tensor, index_k_pages: Tensor, blo
     return scores
 
 
-def score_short_rows(index_q: Tensor, position: Tensor, index_k_pages: Tensor, block_table: Tensor) -> Tensor:
-    """Score all blocks for rows with the same few tokens each. Work is cut by block, so contexts may differ freely.
+def score_short_sequences(index_q: Tensor, position: Tensor, index_k_pages: Tensor, block_table: Tensor) -> Tensor:
+    """Score all blocks for sequences with the same few tokens each. Cut by block, so that contexts may differ freely.
 
     Args:
-        index_q: ``[num_rows, num_new, num_heads, dim]``.
-        position: ``[num_rows, num_new]``.
-        block_table: ``[num_rows, max_pages]``.
+        index_q: ``[num_seqs, num_new, num_heads, dim]``.
+        position: ``[num_seqs, num_new]``.
+        block_table: ``[num_seqs, max_pages]``.
 
     Returns:
-        ``[num_heads, num_rows * num_new, num_blocks]`` fp32, -inf past a row's last block.
+        ``[num_heads, num_seqs * num_new, num_blocks]`` fp32, -inf past a sequence's last block.
     """
-    num_rows, num_new, num_heads, dim = index_q.shape
+    num_seqs, num_new, num_heads, dim = index_q.shape
     num_blocks = position[:, -1] // BLOCK_SIZE + 1
     max_blocks = int(num_blocks.max())
-    row, block = torch.where(torch.arange(max_blocks, device=position.device) < num_blocks[:, None])
-    page = block_table[row, block].long()
-    q = index_q.float().reshape(num_rows, num_new * num_heads, dim)
-    scores = q.new_full((num_rows, max_blocks, num_new, num_heads), -torch.inf)
+    sequence, block = torch.where(torch.arange(max_blocks, device=position.device) < num_blocks[:, None])
+    page = block_table[sequence, block].long()
+    q = index_q.float().reshape(num_seqs, num_new * num_heads, dim)
+    scores = q.new_full((num_seqs, max_blocks, num_new, num_heads), -torch.inf)
     within = torch.arange(BLOCK_SIZE, device=position.device)
-    for i in range(0, len(row), BATCH_BLOCKS):
+    for i in range(0, len(sequence), BATCH_BLOCKS):
         here = slice(i, i + BATCH_BLOCKS)
         k = gather_blocks(index_k_pages[:, None], page[here])
-        dots = torch.bmm(q[row[here]], k.mT).unflatten(1, (num_new, num_heads))
+        dots = torch.bmm(q[sequence[here]], k.mT).unflatten(1, (num_new, num_heads))
         key_position = block[here, None] * BLOCK_SIZE + within
-        hidden = key_position[:, None] > position[row[here], :, None]
-        scores[row[here], block[here]] = dots.masked_fill_(hidden[:, :, None], -torch.inf).amax(-1)
+        hidden = key_position[:, None] > position[sequence[here], :, None]
+        scores[sequence[here], block[here]] = dots.masked_fill_(hidden[:, :, None], -torch.inf).amax(-1)
     return scores.permute(3, 0, 2, 1).flatten(1, 2)
 
 
-def best_blocks(scores: Tensor, own_block: Tensor, topk: int, init_blocks: int, local_blocks: int) -> Tensor:
+def best_blocks(scores: Tensor, own_block: Tensor, selection: Selection) -> Tensor:
     """The forced blocks and the best-scoring others, for tokens that see more than ``topk`` blocks.
 
     Args:
@@ -153,6 +151,6 @@ def best_blocks(scores: Tensor, own_block: Tensor, topk: int, init_blocks: int, 
     # Only forced blocks may rank at +inf and only invisible ones at -inf, whatever an index key holds.
     limit = torch.finfo(scores.dtype).max
     scores = scores.nan_to_num(nan=-limit, posinf=limit, neginf=-limit)
-    scores.masked_fill_((block < init_blocks) | (block > own_block - local_blocks), torch.inf)
+    scores.masked_fill_((block < selection.init_blocks) | (block > own_block - selection.local_blocks), torch.inf)
     scores.masked_fill_(block > own_block, -torch.inf)
-    return scores.topk(topk, sorted=False).indices.sort().values.int()
+    return scores.topk(selection.topk, sorted=False).indices.sort().values.int()

@@ -13,9 +13,9 @@ import triton.language as tl
 from torch import Tensor
 
 
-def as_pairs(pages: Tensor) -> Tensor | None:
+def as_pairs(pages: Tensor | None) -> Tensor | None:
     """e4m3 ``pages`` seen as int16; None if they are of another dtype or at odd places."""
-    if pages.dtype != torch.float8_e4m3fn or pages.shape[-1] < 32:
+    if pages is None or pages.dtype != torch.float8_e4m3fn or pages.shape[-1] < 32:
         return None
     if any(n % 2 for n in (pages.storage_offset(), *pages.stride()[:-1])):
         return None

@@ -1,0 +1,77 @@
+"""A layer's caches as kernels take them."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from torch import Tensor
+
+from ..caches import LayerCaches
+from . import fp8, tma
+
+STRIDE_UNIT = 16
+"""Elements. Kernels are given strides in this unit: so a compiler knows that loads are aligned, and one compiled
+kernel serves all strides."""
+LOG2_E = math.log2(math.e)
+
+
+class Pages:
+    """Views, strides and tensor descriptors, made once when caches are bound.
+
+    Attributes:
+        k, v, index_k: the pages as kernels load them; e4m3 as bytes on a GPU that lacks the type.
+        kv_strides: of page, head and token of ``k``, then of ``v``, in units of 16 elements.
+        index_strides: of page and token of ``index_k``, likewise.
+        logit_scale: what a product of a query and a stored key is multiplied by for a base-2 logit, less the
+            attention's own scale.
+    """
+
+    def __init__(self, caches: LayerCaches) -> None:
+        self.num_pages = caches.num_pages
+        self.num_kv_heads = caches.num_kv_heads
+        self.k, self.v = fp8.loadable(caches.k_pages), fp8.loadable(caches.v_pages)
+        self.kv_strides = (
+            *units("k_pages", caches.k_pages.stride()[:3]),
+            *units("v_pages", caches.v_pages.stride()[:3]),
+        )
+        self.logit_scale, self.v_scale = caches.k_scale * LOG2_E, caches.v_scale
+        if caches.index_k_pages is not None:
+            self.index_k: Tensor = fp8.loadable(caches.index_k_pages)
+            self.index_strides = units("index_k_pages", caches.index_k_pages.stride()[:2])
+        self._descriptors: dict[tuple[str, int], Any] = {}
+
+    def descriptor(self, name: str, keys: int) -> Any | None:
+        """For bulk copies of ``keys`` tokens of ``k``, ``v`` or ``index_k``; None where the GPU has none."""
+        if (name, keys) not in self._descriptors:
+            pages = getattr(self, name)
+            block = [1] * (pages.dim() - 2) + [keys, pages.shape[-1]]
+            self._descriptors[name, keys] = tma.descriptor(pages, block)
+        return self._descriptors[name, keys]
+
+
+def units(name: str, strides: tuple[int, ...]) -> tuple[int, ...]:
+    """Strides in units of 16 elements.
+
+    Raises:
+        ValueError: one is no multiple of 16.
+    """
+    if any(stride % STRIDE_UNIT for stride in strides):
+        raise ValueError(
+            f"{name} has the strides {strides} before its last axis, but the GPU kernels need multiples of "
+            f"{STRIDE_UNIT} elements; allocate it so"
+        )
+    return tuple(stride // STRIDE_UNIT for stride in strides)
+
+
+DIMS = (16, 32, 64, 128)
+
+
+def check_dim(name: str, dim: int) -> None:
+    """Refuse a head size that no kernel takes.
+
+    Raises:
+        ValueError: it is none of 16, 32, 64, 128.
+    """
+    if dim not in DIMS:
+        raise ValueError(f"{name} is {dim}, but the GPU kernels take {', '.join(map(str, DIMS))}; run on the CPU")

@@ -1,0 +1,1 @@
+"""Attention of long prompts, KV outer: built for steps in which many tokens select each block."""
