@@ -29,8 +29,6 @@ class Batch:
             ``128 * j`` to ``128 * j + 127`` of sequence ``i``. Entries past its last page are garbage.
         max_query_len: upper bound of the query lengths.
         max_seq_len: upper bound of ``seq_lens``.
-        min_context_len: lower bound of the context lengths of sequences with query tokens. 0 is always right; a
-            better one spares a GPU the launch of kernels that would find nothing to do.
         kept: what an implementation works out of a batch once, for all layers of a step.
     """
 
@@ -39,7 +37,6 @@ class Batch:
     block_table: Tensor
     max_query_len: int
     max_seq_len: int
-    min_context_len: int = 0
     kept: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property

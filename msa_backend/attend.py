@@ -57,7 +57,6 @@ def cut(
     block_table: Tensor,
     query_lens: Sequence[int],
     known_seq_lens: Sequence[int],
-    slack: int = 0,
 ) -> Step:
     """A step cut so that short sequences at its front and back stand apart from long ones between them.
 
@@ -65,7 +64,6 @@ def cut(
         cu_seqlens_q, seq_lens, block_table: as in :class:`~msa_backend.kernels.batch.Batch`.
         query_lens: ``[num_seqs]`` on the host.
         known_seq_lens: ``[num_seqs]`` on the host, upper bounds of ``seq_lens``.
-        slack: by how much they may be too great.
     """
     num_seqs, num_tokens = len(query_lens), sum(query_lens)
     if not num_tokens:
@@ -89,7 +87,6 @@ def cut(
             block_table=block_table[here],
             max_query_len=max(n for n, _ in live),
             max_seq_len=max(m for _, m in live),
-            min_context_len=max(0, min(m - n for n, m in live) - slack),
         )
         parts.append(Part(slice(start, start + tokens), batch))
         start += tokens

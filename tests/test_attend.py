@@ -12,10 +12,10 @@ from msa_backend.kernels import reference
 from msa_backend.kernels.api import Batch, LayerCaches, Selection, Step
 
 
-def cut(query_lens: list[int], seq_lens: list[int], slack: int = 0) -> Step:
+def cut(query_lens: list[int], seq_lens: list[int]) -> Step:
     starts = torch.tensor([0, *accumulate(query_lens)], dtype=torch.int32)
     table = torch.arange(len(query_lens) * 4, dtype=torch.int32).view(-1, 4)
-    return road.cut(starts, torch.tensor(seq_lens, dtype=torch.int32), table, query_lens, seq_lens, slack)
+    return road.cut(starts, torch.tensor(seq_lens, dtype=torch.int32), table, query_lens, seq_lens)
 
 
 def lengths(batch: Batch) -> list[tuple[int, int, int]]:
@@ -54,13 +54,6 @@ def test_a_step_of_few_tokens_or_of_short_sequences_is_one_part(query_lens: list
 def test_a_step_of_nothing():
     assert cut([0, 0], [5, 0]) == Step(0, ())
     assert road.whole(*torch.zeros(3, 1, dtype=torch.int32), 0, 0, 0) == Step(0, ())
-
-
-def test_the_bound_of_contexts_allows_for_lengths_that_are_too_great():
-    """Engines take drafts for accepted on the host; the kernels must not believe a context to be longer than it is."""
-    (part,) = cut([900, 700], [5003, 6003], slack=3).parts
-    assert part.batch.min_context_len == 4100
-    assert cut([900], [901], slack=3).parts[0].batch.min_context_len == 0
 
 
 def test_sequences_without_tokens_bound_nothing():

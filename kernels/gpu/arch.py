@@ -20,6 +20,11 @@ def capability(device: torch.device) -> tuple[int, int]:
     return major, minor
 
 
+def recording(device: torch.device) -> bool:
+    """Whether a CUDA graph is being recorded: nothing runs, and what is launched will run at every replay."""
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+
+
 @cache
 def num_sms(device: torch.device) -> int:
     """Streaming multiprocessors, for grids that should fill the chip once."""

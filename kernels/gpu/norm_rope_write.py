@@ -11,8 +11,8 @@ from ..batch import BLOCK_SIZE
 from ..caches import LayerCaches
 from ..checks import query_heads
 from ..norms import HeadNorms
-from .fp8 import storable, to_cache
-from .launch import Options, kernel
+from .fp8 import MANTISSA_BITS, storable, to_cache
+from .launch import Launch, Options, kernel
 from .pages import Pages, units
 from .sizes import ceil_div, next_power_of_2
 from .tiles import UNIT
@@ -32,45 +32,63 @@ def norm_rope_write(
     index_q_dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor]:
     """See :func:`msa_backend.kernels.api.norm_rope_write`."""
-    num_tokens, num_heads = projected.shape[0], query_heads(projected, caches)
-    num_kv_heads, head_dim, index_dim = caches.num_kv_heads, caches.head_dim, caches.index_dim
-    max_positions, rotary_dim = norms.cos_sin_cache.shape
-    q = projected.new_empty(num_tokens, num_heads, head_dim)
-    index_q = projected.new_empty(num_tokens, num_kv_heads, index_dim, dtype=index_q_dtype or projected.dtype)
-    if num_tokens == 0:
-        return q, index_q
-    pages = caches.keep(Pages)
-    (k_pages, kv_mantissa), (v_pages, _), (index_k_pages, index_k_mantissa) = caches.keep(_storable)
-    index_q_out, index_q_mantissa = storable(index_q)
-    q_heads = min(ROWS, next_power_of_2(num_heads))
-    kv_heads = next_power_of_2(num_kv_heads)
-    q_tokens, kv_tokens, q_parts = ROWS // q_heads, max(1, ROWS // kv_heads), ceil_div(num_heads, q_heads)
-    programs = (
-        ceil_div(num_tokens, q_tokens) * q_parts + 3 * ceil_div(num_tokens, kv_tokens) + ceil_div(num_tokens, ROWS)
-    )
-    msa_norm_rope_write(
-        (programs,),
-        (
-            projected, positions, norms.cos_sin_cache, norms.q_weight, norms.k_weight, norms.index_q_weight,
-            norms.index_k_weight, q, index_q_out, k_pages, v_pages, index_k_pages, slot_mapping,
-            norms.eps, caches.k_scale, caches.v_scale, num_tokens, max_positions,
-            *units("projected", projected.stride()[:1]), *pages.kv_strides, *pages.index_strides,
-        ),
-        (
-            num_heads, num_kv_heads, head_dim, index_dim, rotary_dim // 2, next_power_of_2(rotary_dim // 2),
-            next_power_of_2(head_dim - rotary_dim) if head_dim > rotary_dim else 1,
-            next_power_of_2(index_dim - rotary_dim) if index_dim > rotary_dim else 1,
-            norms.cos_sin_cache.stride(0), ROWS, q_heads, q_tokens, q_parts, kv_heads, kv_tokens, BLOCK_SIZE,
-            kv_mantissa, index_k_mantissa, index_q_mantissa,
-        ),
-        OPTIONS,
-    )  # fmt: skip
+    num_tokens = projected.shape[0]
+    key = norms, projected.shape[1], projected.dtype, index_q_dtype
+    if key not in caches.kept:
+        caches.kept[key] = _Form(projected, norms, caches, index_q_dtype or projected.dtype)
+    form: _Form = caches.kept[key]
+    q = projected.new_empty(num_tokens, form.num_heads, caches.head_dim)
+    index_q = projected.new_empty(num_tokens, caches.num_kv_heads, caches.index_dim, dtype=form.index_q_dtype)
+    if num_tokens:
+        form.launch(projected, positions, slot_mapping, q, index_q)()
     return q, index_q
 
 
-def _storable(caches: LayerCaches) -> list[tuple[Tensor, int]]:
-    """The pages of K, V and index keys as they are written."""
-    return [storable(pages) for pages in (caches.k_pages, caches.v_pages, caches.index_k_pages) if pages is not None]
+class _Form:
+    """What is the same in all steps of a layer."""
+
+    def __init__(self, projected: Tensor, norms: HeadNorms, caches: LayerCaches, index_q_dtype: torch.dtype) -> None:
+        self.num_heads, self.index_q_dtype = query_heads(projected, caches), index_q_dtype
+        num_kv_heads, head_dim, index_dim = caches.num_kv_heads, caches.head_dim, caches.index_dim
+        assert caches.index_k_pages is not None
+        (k_pages, kv_mantissa), (v_pages, _), (index_k_pages, index_k_mantissa) = (
+            storable(pages) for pages in (caches.k_pages, caches.v_pages, caches.index_k_pages)
+        )
+        pages = caches.keep(Pages)
+        self._norms = norms.cos_sin_cache, norms.q_weight, norms.k_weight, norms.index_q_weight, norms.index_k_weight
+        self._pages = k_pages, v_pages, index_k_pages
+        self._scalars = norms.eps, caches.k_scale, caches.v_scale
+        self._strides = *pages.kv_strides, *pages.index_strides
+        self._max_positions, rotary_dim = norms.cos_sin_cache.shape
+        q_heads = min(ROWS, next_power_of_2(self.num_heads))
+        kv_heads = next_power_of_2(num_kv_heads)
+        self._q_tokens, self._kv_tokens = ROWS // q_heads, max(1, ROWS // kv_heads)
+        self._q_parts = ceil_div(self.num_heads, q_heads)
+        self._constants = (
+            self.num_heads, num_kv_heads, head_dim, index_dim, rotary_dim // 2, next_power_of_2(rotary_dim // 2),
+            next_power_of_2(head_dim - rotary_dim) if head_dim > rotary_dim else 1,
+            next_power_of_2(index_dim - rotary_dim) if index_dim > rotary_dim else 1,
+            norms.cos_sin_cache.stride(0), ROWS, q_heads, self._q_tokens, self._q_parts, kv_heads, self._kv_tokens,
+            BLOCK_SIZE, kv_mantissa, index_k_mantissa, MANTISSA_BITS.get(index_q_dtype, 0),
+        )  # fmt: skip
+
+    def launch(self, projected: Tensor, positions: Tensor, slot_mapping: Tensor, q: Tensor, index_q: Tensor) -> Launch:
+        num_tokens = projected.shape[0]
+        programs = (
+            ceil_div(num_tokens, self._q_tokens) * self._q_parts
+            + 3 * ceil_div(num_tokens, self._kv_tokens)
+            + ceil_div(num_tokens, ROWS)
+        )
+        return msa_norm_rope_write(
+            (programs,),
+            (
+                projected, positions, *self._norms, q, storable(index_q)[0], *self._pages, slot_mapping,
+                *self._scalars, num_tokens, self._max_positions, *units("projected", projected.stride()[:1]),
+                *self._strides,
+            ),
+            self._constants,
+            OPTIONS,
+        )  # fmt: skip
 
 
 @kernel(unaligned=("positions_ptr", "slots_ptr"))

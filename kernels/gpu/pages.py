@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..caches import LayerCaches
 from . import fp8, tma
+from .pairs import as_pairs
 
 STRIDE_UNIT = 16
 """Elements. Kernels are given strides in this unit: so a compiler knows that loads are aligned, and one compiled
@@ -25,6 +26,10 @@ class Pages:
         index_strides: of page and token of ``index_k``, likewise.
         logit_scale: what a product of a query and a stored key is multiplied by for a base-2 logit, less the
             attention's own scale.
+        index_pairs: ``index_k`` as :mod:`.pairs` reads it, or None.
+        k_desc, v_desc, index_k_desc: for bulk copies of a page and head, or None where the GPU has none.
+        exchanged: all of these tensors and descriptors.
+        layout: all else: caches of the same take the same launches.
     """
 
     def __init__(self, caches: LayerCaches) -> None:
@@ -36,18 +41,23 @@ class Pages:
             *units("v_pages", caches.v_pages.stride()[:3]),
         )
         self.logit_scale, self.v_scale = caches.k_scale * LOG2_E, caches.v_scale
+        self.k_desc, self.v_desc = _descriptor(self.k), _descriptor(self.v)
+        self.exchanged: list[Any] = [self.k, self.v, self.k_desc, self.v_desc]
+        self.layout: tuple[Any, ...] = (
+            self.num_pages, self.num_kv_heads, caches.head_dim, caches.k_pages.dtype, self.kv_strides,
+            self.logit_scale, self.v_scale,
+        )  # fmt: skip
         if caches.index_k_pages is not None:
             self.index_k: Tensor = fp8.loadable(caches.index_k_pages)
             self.index_strides = units("index_k_pages", caches.index_k_pages.stride()[:2])
-        self._descriptors: dict[tuple[str, int], Any] = {}
+            self.index_pairs = as_pairs(caches.index_k_pages)
+            self.index_k_desc = _descriptor(self.index_k)
+            self.exchanged += [self.index_k, self.index_pairs, self.index_k_desc]
+            self.layout += caches.index_dim, caches.index_k_pages.dtype, self.index_strides
 
-    def descriptor(self, name: str, keys: int) -> Any | None:
-        """For bulk copies of ``keys`` tokens of ``k``, ``v`` or ``index_k``; None where the GPU has none."""
-        if (name, keys) not in self._descriptors:
-            pages = getattr(self, name)
-            block = [1] * (pages.dim() - 2) + [keys, pages.shape[-1]]
-            self._descriptors[name, keys] = tma.descriptor(pages, block)
-        return self._descriptors[name, keys]
+
+def _descriptor(pages: Tensor) -> Any | None:
+    return tma.descriptor(pages, [1] * (pages.dim() - 2) + list(pages.shape[-2:]))
 
 
 def units(name: str, strides: tuple[int, ...]) -> tuple[int, ...]:

@@ -15,12 +15,12 @@ from typing import NamedTuple
 
 import torch
 import triton.language as tl
-from torch import Tensor
 from triton import jit
 
 from ..batch import BLOCK_SIZE, Batch
 from .launch import Options, kernel
 from .sizes import ceil_div
+from .workspace import kept_of
 
 NUM_TILES, NUM_SPLITS, NUM_ITEMS = (tl.constexpr(i) for i in range(3))
 """Places in ``Plan.counts``."""
@@ -30,7 +30,6 @@ ITEM_FIELDS = 8
 LANES = 256
 TOKENS = 512
 """Tokens that a program locates."""
-UNLIMITED = 1 << 30
 
 
 class Shape(NamedTuple):
@@ -41,8 +40,8 @@ class Shape(NamedTuple):
         num_kv_heads: of the layers.
         topk: tokens that see no more blocks than this are not scored.
         tile_tokens: most query tokens of one sequence that attention takes together; 0 for no tiles.
-        tile_limit: attention's tiles are of the tokens at positions below this alone.
-        programs: that attention should keep busy by splitting; 0 for no splits.
+        programs: of attention that run at once, among which a tile's blocks may be shared out; 0 if they must not be.
+        tile_blocks: that the tokens of a tile select, about.
         score_tile_tokens: most query tokens of one sequence that are scored together; 0 if none are scored.
         score_programs: that scoring should keep busy.
         score_own: whether a token's own block is scored.
@@ -52,8 +51,8 @@ class Shape(NamedTuple):
     num_kv_heads: int
     topk: int = 1
     tile_tokens: int = 0
-    tile_limit: int = UNLIMITED
     programs: int = 0
+    tile_blocks: int = 1
     score_tile_tokens: int = 0
     score_programs: int = 0
     score_own: bool = False
@@ -76,14 +75,12 @@ class Plan:
         num_tokens, num_seqs = shape.num_tokens, batch.num_seqs
         max_blocks = ceil_div(min(batch.max_seq_len, batch.block_table.shape[1] * BLOCK_SIZE), BLOCK_SIZE)
         tokens = min(num_tokens, num_seqs * batch.max_query_len)
-        near = min(tokens, num_seqs * min(batch.max_query_len, shape.tile_limit))
-        self.max_tiles = min(near, ceil_div(near, shape.tile_tokens) + num_seqs) if shape.tile_tokens else 0
-        score_tile = max(1, shape.score_tile_tokens)
-        max_score_tiles = min(tokens, ceil_div(tokens, score_tile) + num_seqs) if shape.score_tile_tokens else 0
+        self.max_tiles = _most_tiles(tokens, num_seqs, shape.tile_tokens)
+        max_score_tiles = _most_tiles(tokens, num_seqs, shape.score_tile_tokens)
         # The device estimates the work of a long sequence by its ends; a tile may come to one item more.
         self.max_items = min(max_score_tiles * max(1, max_blocks), 2 * max_score_tiles + shape.score_programs)
         tasks = self.max_tiles * shape.num_kv_heads
-        self.max_programs = max(1, tasks, min(shape.programs, tasks * MAX_SPLITS))
+        self.max_programs = max(1, tasks, min(MAX_WAVES * shape.programs, tasks * MAX_SPLITS.value))
         self.shape = shape
 
         sizes = (
@@ -101,42 +98,46 @@ class Plan:
                 batch.cu_seqlens_q, batch.seq_lens, self.counts, first_tile, first_score_tile, self.arrived,
                 self.token_seq, self.token_pos, self.tiles, score_tiles, self.items,
                 num_seqs, num_tokens, tasks, max_blocks, num_seqs.bit_length(), max_score_tiles.bit_length(),
-                shape.tile_limit, shape.programs, shape.score_programs,
+                shape.programs, shape.tile_blocks, shape.score_programs,
             ),
             (
                 shape.num_kv_heads, shape.tile_tokens, shape.score_tile_tokens, shape.topk, shape.score_own,
-                MAX_SPLITS, BLOCK_SIZE, LANES, TOKENS,
+                START_COST, COMBINE_COST, MAX_WAVES, BLOCK_SIZE, LANES, TOKENS,
             ),
             Options(num_warps=8, num_stages=1),
-        )  # fmt: skip
-        self._held: dict[tuple[str, int, torch.dtype], Tensor] = {}
-
-    def hold(self, name: str, size: int, dtype: torch.dtype) -> Tensor:
-        """Memory for ``size`` elements, of which no layer needs anything after the next has begun."""
-        key = name, size, dtype
-        if key not in self._held:
-            self._held[key] = torch.empty(size, dtype=dtype, device=self.counts.device)
-        return self._held[key]
+        )()  # fmt: skip
 
 
-MAX_SPLITS = 16
+MAX_SPLITS = tl.constexpr(16)
 """Programs among which attention splits the blocks of a tile at most."""
+MAX_WAVES = 2
+"""Programs that a split may make of attention, in those that run at once."""
+START_COST, COMBINE_COST = 8, 1
+"""What it takes a program of attention to begin, and the last one of a tile to combine a split: in quarters of what a
+block takes."""
+
+
+def _most_tiles(num_tokens: int, num_seqs: int, tile_tokens: int) -> int:
+    return min(num_tokens, ceil_div(num_tokens, tile_tokens) + num_seqs) if tile_tokens else 0
 
 
 def plan_of(batch: Batch, shape: Shape) -> Plan:
     """The plan of a batch, made when the first layer asks."""
-    if shape not in batch.kept:
-        batch.kept[shape] = Plan(batch, shape)
-    return batch.kept[shape]
+    kept = kept_of(batch)
+    if shape not in kept:
+        kept[shape] = Plan(batch, shape)
+    return kept[shape]
 
 
 @kernel(unaligned=("cu_seqlens_q_ptr", "seq_lens_ptr"))
 def msa_plan(
     cu_seqlens_q_ptr, seq_lens_ptr, counts_ptr, first_tile_ptr, first_score_tile_ptr, arrived_ptr,
     token_seq_ptr, token_pos_ptr, tiles_ptr, score_tiles_ptr, items_ptr,
-    num_seqs, num_tokens, num_tasks, max_blocks, seq_steps, tile_steps, tile_limit, programs, score_programs,
+    num_seqs, num_tokens, num_tasks, max_blocks, seq_steps, tile_steps, programs, tile_blocks,
+    score_programs,
     NUM_KV_HEADS: tl.constexpr, TILE: tl.constexpr, SCORE_TILE: tl.constexpr, TOPK: tl.constexpr,
-    SCORE_OWN: tl.constexpr, MAX_SPLITS: tl.constexpr, BLOCK: tl.constexpr, LANES: tl.constexpr, TOKENS: tl.constexpr,
+    SCORE_OWN: tl.constexpr, START_COST: tl.constexpr, COMBINE_COST: tl.constexpr, MAX_WAVES: tl.constexpr,
+    BLOCK: tl.constexpr, LANES: tl.constexpr, TOKENS: tl.constexpr,
 ):  # fmt: skip
     if tl.program_id(0) > 0:
         _locate_tokens(
@@ -158,7 +159,7 @@ def msa_plan(
         query_len = tl.load(cu_seqlens_q_ptr + seq + 1, mask=live, other=0) - begin
         seq_len = tl.load(seq_lens_ptr + seq, mask=live, other=0)
         if TILE > 0:
-            tiles = tl.cdiv(_limited(query_len, seq_len, tile_limit), TILE)
+            tiles = tl.where(seq_len > 0, tl.cdiv(query_len, TILE), 0)
             tl.store(first_tile_ptr + seq, num_tiles + tl.cumsum(tiles) - tiles, mask=live)
             num_tiles += tl.sum(tiles)
         if SCORE_TILE > 0:
@@ -172,9 +173,11 @@ def msa_plan(
             last_blocks = _blocks_to_score(seq_len - 1, max_blocks, BLOCK, SCORE_OWN)
             blocks = (tl.minimum(first_blocks, last_blocks) + last_blocks + 1) // 2
             work += tl.sum(tl.where(tiles > 0, tiles * blocks, 0))
-    tasks = tl.maximum(num_tiles * NUM_KV_HEADS, 1)
+    splits = _cheapest_splits(
+        tl.maximum(num_tiles * NUM_KV_HEADS, 1), programs, tile_blocks, START_COST, COMBINE_COST, MAX_WAVES
+    )
     tl.store(counts_ptr + NUM_TILES, num_tiles)
-    tl.store(counts_ptr + NUM_SPLITS, tl.minimum(tl.maximum(programs // tasks, 1), MAX_SPLITS))
+    tl.store(counts_ptr + NUM_SPLITS, splits)
     tl.debug_barrier()
 
     # The tiles of attention.
@@ -187,7 +190,7 @@ def msa_plan(
             query_len = tl.load(cu_seqlens_q_ptr + seq + 1) - begin
             seq_len = tl.load(seq_lens_ptr + seq)
             offset = (tile - tl.load(first_tile_ptr + seq)) * TILE
-            count = tl.minimum(_limited(query_len, seq_len, tile_limit) - offset, TILE)
+            count = tl.minimum(query_len - offset, TILE)
             field = tiles_ptr + tile * 4
             tl.store(field, seq, mask=live)
             tl.store(field + 1, begin + offset, mask=live)
@@ -237,6 +240,19 @@ def msa_plan(
 
 
 @jit
+def _cheapest_splits(
+    tasks, programs, tile_blocks, START_COST: tl.constexpr, COMBINE_COST: tl.constexpr, MAX_WAVES: tl.constexpr
+):
+    """Among how many programs the blocks of a tile are shared out so that all are done soonest."""
+    splits = 1 + tl.arange(0, MAX_SPLITS)
+    waves = tl.cdiv(tasks * splits, tl.maximum(programs, 1))
+    cost = waves * (tl.cdiv(tile_blocks, splits) * 4 + START_COST) + tl.where(splits > 1, splits * COMBINE_COST, 0)
+    allowed = (splits == 1) | (tasks * splits <= MAX_WAVES * programs)
+    # Of equal ones the fewest.
+    return tl.min(tl.where(allowed, cost * 32 + splits, 0x7FFFFFFF)) % 32
+
+
+@jit
 def _locate_tokens(
     cu_seqlens_q_ptr, seq_lens_ptr, token_seq_ptr, token_pos_ptr, num_seqs, num_tokens, seq_steps, TOKENS: tl.constexpr
 ):
@@ -275,13 +291,6 @@ def _owner_of_item(score_tiles_ptr, item, count, steps):
         low = tl.where(begins_before, middle, low)
         high = tl.where(begins_before, high, middle - 1)
     return low
-
-
-@jit
-def _limited(query_len, seq_len, tile_limit):
-    """Of a sequence's query tokens, those at positions below the limit; none of padding's."""
-    near = tl.minimum(tl.maximum(tile_limit - (seq_len - query_len), 0), query_len)
-    return tl.where(seq_len > 0, near, 0)
 
 
 @jit

@@ -20,14 +20,16 @@ from triton import jit
 from ..batch import BLOCK_SIZE, Batch
 from ..caches import LayerCaches
 from ..selection import Selection
-from . import arch, pairs
+from . import arch, pairs, pdl
 from .fp8 import E4M3_CAPABILITY, widen
-from .launch import Options, kernel
+from .launch import Launch, Options, kernel
 from .pages import Pages, units
-from .pairs import as_pairs, even_channels, odd_channels
+from .pairs import even_channels, odd_channels
+from .pdl import let_next_start
 from .plan import NUM_ITEMS, Plan
 from .sizes import ceil_div, next_power_of_2
 from .tiles import UNIT, live_page
+from .workspace import workspace_of
 
 COLUMNS = 8
 """Blocks whose scores are stored together: one 32-byte sector a row."""
@@ -63,7 +65,7 @@ DECODE = {
 }
 MIXED_TOKENS = 512
 """Steps of up to so many tokens may be of any mix, decode steps among them; longer ones are prompts."""
-MIXED = Config(few_rows=16, many_rows=64, programs_per_sm=4, num_warps=4, num_stages=3)
+MIXED = Config(few_rows=16, many_rows=128, programs_per_sm=2, num_warps=8, num_stages=3, tma=True)
 PREFILL_ROWS = 128
 """64 are bound by reading keys from L2, 256 leave one program to an SM and nothing to do while it takes its maxima."""
 PREFILL_PROGRAMS = 8
@@ -100,29 +102,27 @@ def programs(config: Config, device: torch.device) -> int:
 
 def score_blocks(
     index_q: Tensor, caches: LayerCaches, batch: Batch, selection: Selection, plan: Plan, config: Config
-) -> Tensor:
+) -> tuple[Tensor, Launch]:
     """The largest ``index_q . index_k`` over each block, for query tokens that see more than ``topk`` blocks.
 
     Args:
         index_q: ``[num_tokens, num_index_heads, index_dim]``; the products are taken in its dtype.
 
     Returns:
-        ``[num_index_heads, num_tokens, num_blocks]`` fp32, ``num_blocks`` a multiple of 16. Undefined where nothing is
-        scored: blocks that the query does not see, and its own if that is forced in.
+        ``[num_index_heads, num_tokens, num_blocks]`` fp32, ``num_blocks`` a multiple of 16, and the launch that fills
+        it. Undefined where nothing is scored: blocks that the query does not see, and its own if that is forced in.
     """
     num_tokens, num_heads, dim = index_q.shape
     max_blocks = min(ceil_div(batch.max_seq_len, BLOCK_SIZE), batch.block_table.shape[1])
     num_blocks = ceil_div(max_blocks, 16) * 16
-    scores = plan.hold("scores", num_heads * num_tokens * num_blocks, torch.float32)
+    scores = workspace_of(batch).hold("scores", num_heads * num_tokens * num_blocks, torch.float32)
     scores = scores.view(num_heads, num_tokens, num_blocks)
     pages = caches.keep(Pages)
-    if index_q.element_size() == 1 and arch.capability(index_q.device) < E4M3_CAPABILITY:
-        index_q = index_q.to(torch.float16)
     keys = pages.index_k
     # Two fp8 operands are multiplied as they are.
-    paired = caches.keep(_paired_keys) if config.few_rows and index_q.element_size() > 1 else None
-    descriptor = pages.descriptor("index_k", BLOCK_SIZE) if config.tma else None
-    msa_score(
+    paired = pages.index_pairs if config.few_rows and index_q.element_size() > 1 else None
+    descriptor = pages.index_k_desc if config.tma else None
+    launch = msa_score(
         (plan.max_items,),
         (
             index_q, keys, keys if paired is None else paired, keys if descriptor is None else descriptor, scores,
@@ -134,14 +134,18 @@ def score_blocks(
         (
             num_heads, next_power_of_2(num_heads), config.few_rows, config.many_rows, dim, BLOCK_SIZE, COLUMNS,
             selection.local_blocks == 0, paired is not None, pairs.PACKED, descriptor is not None,
+            pdl.available(index_q.device),
         ),
         Options(config.num_warps, config.num_stages),
     )  # fmt: skip
-    return scores
+    return scores, launch
 
 
-def _paired_keys(caches: LayerCaches) -> Tensor | None:
-    return as_pairs(caches.index_k_pages)
+def multiplicable(index_q: Tensor) -> Tensor:
+    """Index queries in a dtype that the GPU multiplies."""
+    if index_q.element_size() == 1 and arch.capability(index_q.device) < E4M3_CAPABILITY:
+        return index_q.to(torch.float16)
+    return index_q
 
 
 @kernel(unaligned=("block_table_ptr",))
@@ -150,11 +154,13 @@ def msa_score(
     q_token_stride, q_head_stride, k_page_stride, k_token_stride, score_head_stride, score_token_stride, table_stride,
     NUM_HEADS: tl.constexpr, HEADS: tl.constexpr, FEW_ROWS: tl.constexpr, MANY_ROWS: tl.constexpr, DIM: tl.constexpr,
     BLOCK: tl.constexpr, COLUMNS: tl.constexpr, SCORE_OWN: tl.constexpr, PAIRS: tl.constexpr, PACKED: tl.constexpr,
-    TMA: tl.constexpr,
+    TMA: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
+    # Not launched so itself: see :mod:`.pdl`.
+    let_next_start(PDL)
     item = tl.program_id(0)
-    if item >= tl.load(counts_ptr + NUM_ITEMS):
-        return
+    num_items = tl.load(counts_ptr + NUM_ITEMS)
+    # One wait for all of them: there is memory, if not an item, for every program.
     items_ptr += item * 8
     seq = tl.load(items_ptr)
     token = tl.load(items_ptr + 1)
@@ -162,6 +168,8 @@ def msa_score(
     position = tl.load(items_ptr + 3)
     begin = tl.load(items_ptr + 4)
     end = tl.load(items_ptr + 5)
+    if item >= num_items:
+        return
     table_ptr = block_table_ptr + seq.to(tl.int64) * table_stride
     if FEW_ROWS > 0 and (MANY_ROWS == 0 or count * HEADS <= FEW_ROWS):
         _score_few(

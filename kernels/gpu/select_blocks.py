@@ -9,6 +9,7 @@ from ..batch import BLOCK_SIZE, Batch
 from ..caches import LayerCaches
 from ..selection import Selection
 from . import score
+from .launch import Launch, run
 from .pages import check_dim
 from .plan import Plan, Shape, plan_of
 from .prefill.slices import slices
@@ -23,20 +24,21 @@ def select_blocks(index_q: Tensor, caches: LayerCaches, batch: Batch, selection:
     """See :func:`msa_backend.kernels.api.select_blocks`; ``index_dim`` a power of two from 16 to 128."""
     check_dim("index_dim", caches.index_dim)
     num_tokens, num_heads, _ = index_q.shape
+    index_q = score.multiplicable(index_q)
     block_ids = index_q.new_empty(num_heads, num_tokens, selection.topk, dtype=torch.int32)
     parts = slices(batch, num_tokens, tokens_at_a_time(batch, num_tokens, num_heads, selection))
     for part in parts:
         here = index_q[part.tokens]
-        scoring = score.config_of(here, caches, part.batch) if needs_scores(part.batch, selection) else None
+        scoring = scoring_of(here, caches, part.batch, selection)
         plan = plan_of(part.batch, selecting_shape(here, selection, scoring))
         into = block_ids if len(parts) == 1 else torch.empty_like(block_ids[:, part.tokens])
-        select(here, caches, part.batch, selection, plan, scoring, into)
+        run(selecting(here, caches, part.batch, selection, plan, scoring, into))
         if into is not block_ids:
             block_ids[:, part.tokens] = into
     return block_ids
 
 
-def select(
+def selecting(
     index_q: Tensor,
     caches: LayerCaches,
     batch: Batch,
@@ -44,24 +46,30 @@ def select(
     plan: Plan,
     scoring: score.Config | None,
     block_ids: Tensor,
-) -> Tensor:
-    """Fill ``block_ids``, ``[num_index_heads, num_tokens, topk]`` int32, by a plan that was made for it."""
-    scores = None
-    if scoring is not None and block_ids.numel():
-        scores = score.score_blocks(index_q, caches, batch, selection, plan, scoring)
-    return select_topk(scores, batch, selection, plan, block_ids)
+) -> list[Launch]:
+    """The launches that fill ``block_ids``, ``[num_index_heads, num_tokens, topk]`` int32, by a plan made for them."""
+    if not block_ids.numel():
+        return []
+    if scoring is None:
+        return [select_topk(None, batch, selection, plan, block_ids)]
+    scores, score_launch = score.score_blocks(index_q, caches, batch, selection, plan, scoring)
+    return [score_launch, select_topk(scores, batch, selection, plan, block_ids)]
 
 
-def needs_scores(batch: Batch, selection: Selection) -> bool:
-    """Whether any token may see more blocks than are taken anyway."""
-    return batch.max_seq_len > selection.topk * BLOCK_SIZE
+def scoring_of(index_q: Tensor, caches: LayerCaches, batch: Batch, selection: Selection) -> score.Config | None:
+    """How a step is scored; None if no token may see more blocks than are taken anyway."""
+    return score.config_of(index_q, caches, batch) if _needs_scores(batch, selection) else None
 
 
 def tokens_at_a_time(batch: Batch, num_tokens: int, num_heads: int, selection: Selection) -> int:
     """How many tokens' scores fit in memory."""
-    if not needs_scores(batch, selection):
+    if not _needs_scores(batch, selection):
         return max(1, num_tokens)
     return max(1, MAX_SCORE_BYTES // (4 * num_heads * ceil_div(batch.max_seq_len, BLOCK_SIZE)))
+
+
+def _needs_scores(batch: Batch, selection: Selection) -> bool:
+    return batch.max_seq_len > selection.topk * BLOCK_SIZE
 
 
 def selecting_shape(index_q: Tensor, selection: Selection, scoring: score.Config | None) -> Shape:

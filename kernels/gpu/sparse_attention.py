@@ -7,22 +7,21 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..batch import BLOCK_SIZE, Batch, Part
+from ..batch import BLOCK_SIZE, Batch
 from ..caches import LayerCaches
 from . import query_outer
+from .launch import Launch, run
 from .pages import check_dim
-from .plan import UNLIMITED, Plan, Shape, plan_of
+from .plan import Plan, Shape, plan_of
 from .prefill.kv_outer import attend_kv_outer
 from .prefill.slices import slices
 from .sizes import next_power_of_2
+from .workspace import workspace_of
 
 SHORT_QUERY_LEN = 16
 SHORT_STEP = 512
-"""Queries outer for steps of sequences with no more query tokens, or of no more in all. In longer ones enough tokens
-select the same block for it to pay to bring them together."""
-NEAR_BLOCKS = 24
-"""Queries outer, too, for tokens that see no more blocks: they select most of them. Measured per visible block it takes
-10.9 ns, keys outer 15.4 per selected block."""
+"""Queries outer for steps of sequences with no more query tokens, or of no more in all. In longer ones, tokens whose
+neighbours select other blocks are left to KV outer: there are enough for some to select the same block."""
 MAX_PARTIAL_BYTES = 9 << 28
 """Partial outputs held at a time: those of 8,192 tokens and 64 heads."""
 
@@ -31,21 +30,23 @@ class Road(NamedTuple):
     """How a step is attended to.
 
     Attributes:
-        near: tokens that see no more blocks than this are taken queries outer; None for all.
+        kv_outer: whether tokens whose neighbours select other blocks are taken KV outer.
         splits: whether programs share out the blocks of a tile where tiles are few.
     """
 
-    near: int | None
+    kv_outer: bool
     splits: bool
 
 
-def road_of(batch: Batch, num_tokens: int, topk: int) -> Road:
+def road_of(q: Tensor, caches: LayerCaches, batch: Batch, topk: int) -> Road:
     """The one for this step, from shapes alone."""
+    num_tokens, num_heads, _ = q.shape
     if batch.max_query_len <= SHORT_QUERY_LEN or num_tokens <= SHORT_STEP:
-        return Road(None, True)
-    # With a small top-k most of a walk over all blocks is in vain.
-    near = min(NEAR_BLOCKS, topk * 3 // 2)
-    return Road(near if batch.max_seq_len > near * BLOCK_SIZE else None, False)
+        return Road(kv_outer=False, splits=True)
+    # A tile of one token selects no more than top-k blocks, and none more than there are.
+    may_disagree = query_outer.tile_tokens(num_heads // caches.num_kv_heads) > 1
+    kv_outer = may_disagree and batch.max_seq_len > query_outer.most_blocks(topk) * BLOCK_SIZE
+    return Road(kv_outer, splits=False)
 
 
 def sparse_attention(
@@ -54,48 +55,71 @@ def sparse_attention(
     """See :func:`msa_backend.kernels.api.sparse_attention`; ``head_dim`` a power of two from 16 to 128."""
     check_dim("head_dim", caches.head_dim)
     out = torch.empty_like(q) if out is None else out
-    road = road_of(batch, q.shape[0], block_ids.shape[2])
-    plan = plan_of(batch, attending_shape(q, caches, batch, road, block_ids.shape[2]))
-    attend_selected(q, caches, block_ids, batch, plan, road, scale, out)
+    if not q.numel():
+        return out
+    num_tokens, num_heads, _ = q.shape
+    topk = block_ids.shape[2]
+    road = road_of(q, caches, batch, topk)
+    plan = plan_of(batch, attending_shape(q, caches, batch, road, topk))
+    at_a_time = together(q, caches, road, topk)
+    if at_a_time == (num_tokens, caches.num_kv_heads):
+        run(attending(q, caches, block_ids, batch, plan, road, scale, out, follows_topk=False))
+        return out
+    taken = _taken(q, caches, batch)
+    query_outer.attend_query_outer(q, caches, block_ids, batch, plan, scale, out, taken, follows_topk=False)()
+    group = num_heads // caches.num_kv_heads
+    for part in slices(batch, num_tokens, at_a_time[0]):
+        here = plan_of(part.batch, Shape(num_tokens=part.tokens.stop - part.tokens.start, num_kv_heads=at_a_time[1]))
+        for first in range(0, caches.num_kv_heads, at_a_time[1]):
+            kv_heads = slice(first, first + at_a_time[1])
+            heads = slice(first * group, (first + at_a_time[1]) * group)
+            launches = attend_kv_outer(
+                q[part.tokens, heads], _heads_of(caches, kv_heads), block_ids[kv_heads, part.tokens], part.batch, here,
+                scale, out[part.tokens, heads], taken[kv_heads, part.tokens],
+            )  # fmt: skip
+            run(launches)
     return out
 
 
-def attend_selected(
-    q: Tensor, caches: LayerCaches, block_ids: Tensor, batch: Batch, plan: Plan, road: Road, scale: float, out: Tensor
-) -> None:
-    """Write ``out`` by a plan that was made for it."""
-    if q.numel() == 0:
-        return
-    near = road.near
-    if near is None or batch.min_context_len < near * BLOCK_SIZE:
-        query_outer.attend_query_outer(q, caches, block_ids, batch, plan, scale, out)
-    if near is None:
-        return
-    # KV heads first: cutting there costs nothing, while fewer tokens at a time share fewer loads of a block.
+def attending(
+    q: Tensor,
+    caches: LayerCaches,
+    block_ids: Tensor,
+    batch: Batch,
+    plan: Plan,
+    road: Road,
+    scale: float,
+    out: Tensor,
+    follows_topk: bool,
+) -> list[Launch]:
+    """The launches that write ``out``, of a step that need not be cut, by a plan that was made for it.
+
+    Args:
+        follows_topk: as :func:`.query_outer.attend_query_outer` says.
+    """
+    taken = _taken(q, caches, batch) if road.kv_outer else None
+    first = query_outer.attend_query_outer(q, caches, block_ids, batch, plan, scale, out, taken, follows_topk)
+    if taken is None:
+        return [first]
+    return [first, *attend_kv_outer(q, caches, block_ids, batch, plan, scale, out, taken)]
+
+
+def _taken(q: Tensor, caches: LayerCaches, batch: Batch) -> Tensor:
+    shape = caches.num_kv_heads, q.shape[0]
+    return workspace_of(batch).hold("taken", shape[0] * shape[1], torch.int32).view(shape)
+
+
+def together(q: Tensor, caches: LayerCaches, road: Road, topk: int) -> tuple[int, int]:
+    """Tokens and KV heads whose partial outputs fit in memory.
+
+    KV heads are cut first: that costs nothing, while fewer tokens at a time share fewer loads of a block.
+    """
     num_tokens, num_heads, dim = q.shape
-    num_kv_heads = caches.num_kv_heads
-    group = num_heads // num_kv_heads
-    head_bytes = block_ids.shape[2] * next_power_of_2(group) * dim * q.element_size()
-    tokens_at_a_time = min(num_tokens, max(1, MAX_PARTIAL_BYTES // head_bytes))
-    heads_at_a_time = min(num_kv_heads, max(1, MAX_PARTIAL_BYTES // (head_bytes * tokens_at_a_time)))
-    if (tokens_at_a_time, heads_at_a_time) == (num_tokens, num_kv_heads):
-        attend_kv_outer(q, caches, block_ids, batch, plan, scale, out, near)
-        return
-    for part in slices(batch, num_tokens, tokens_at_a_time):
-        for first in range(0, num_kv_heads, heads_at_a_time):
-            kv_heads = slice(first, first + heads_at_a_time)
-            heads = slice(first * group, (first + heads_at_a_time) * group)
-            _attend_piece(
-                q[:, heads], _heads_of(caches, kv_heads), block_ids[kv_heads], part, scale, out[:, heads], near
-            )
-
-
-def _attend_piece(
-    q: Tensor, caches: LayerCaches, block_ids: Tensor, part: Part, scale: float, out: Tensor, near: int
-) -> None:
-    q, out = q[part.tokens], out[part.tokens]
-    plan = plan_of(part.batch, Shape(num_tokens=q.shape[0], num_kv_heads=caches.num_kv_heads))
-    attend_kv_outer(q, caches, block_ids[:, part.tokens], part.batch, plan, scale, out, near)
+    if not road.kv_outer:
+        return num_tokens, caches.num_kv_heads
+    head_bytes = topk * next_power_of_2(num_heads // caches.num_kv_heads) * dim * q.element_size()
+    tokens = min(num_tokens, max(1, MAX_PARTIAL_BYTES // head_bytes))
+    return tokens, min(caches.num_kv_heads, max(1, MAX_PARTIAL_BYTES // (head_bytes * tokens)))
 
 
 def _heads_of(caches: LayerCaches, kv_heads: slice) -> LayerCaches:
@@ -109,12 +133,12 @@ def _heads_of(caches: LayerCaches, kv_heads: slice) -> LayerCaches:
 def attending_shape(q: Tensor, caches: LayerCaches, batch: Batch, road: Road, topk: int) -> Shape:
     """A plan for attention alone."""
     num_tokens, num_heads, _ = q.shape
-    group = num_heads // caches.num_kv_heads
+    tiling = query_outer.tiling(num_heads // caches.num_kv_heads, topk, batch)
     return Shape(
         num_tokens=num_tokens,
         num_kv_heads=caches.num_kv_heads,
         topk=topk,
-        tile_tokens=query_outer.tokens_of_a_tile(group, batch),
-        tile_limit=UNLIMITED if road.near is None else road.near * BLOCK_SIZE,
-        programs=query_outer.programs(q.device) if road.splits else 0,
+        tile_tokens=tiling.tokens,
+        programs=tiling.programs if road.splits else 0,
+        tile_blocks=tiling.blocks,
     )

@@ -15,7 +15,7 @@ from triton import jit
 from ..batch import BLOCK_SIZE, Batch
 from ..selection import Selection
 from . import arch, pdl
-from .launch import Options, kernel
+from .launch import Launch, Options, kernel
 from .pdl import let_next_start, wait_for_previous
 from .plan import Plan
 from .sizes import ceil_div, next_power_of_2
@@ -27,26 +27,23 @@ MANY_BLOCKS = 4096
 GROUPS = 256
 GROUPS_OF_MANY = 512
 """Groups above ``MANY_BLOCKS``: twice the maxima to compare, half the blocks to read again."""
+LOWEST_KEY = tl.constexpr(-0x80000000)
+"""Of what is not there. As bits: the sign."""
 GROUP_RUN = 4
 """Neighbouring blocks in a group, one 16-byte load; the rest of it lies at multiples of ``groups * GROUP_RUN``."""
 
 
-def select_topk(scores: Tensor | None, batch: Batch, selection: Selection, plan: Plan, block_ids: Tensor) -> Tensor:
-    """Choose ``topk`` blocks a token: those forced in, then those with the greatest scores.
+def select_topk(scores: Tensor | None, batch: Batch, selection: Selection, plan: Plan, block_ids: Tensor) -> Launch:
+    """The launch that chooses ``topk`` blocks a token: those forced in, then those with the greatest scores.
 
     Args:
         scores: ``[num_heads, num_tokens, blocks]`` fp32, ``blocks`` and all strides but the last multiples of 16. Only
             a token's visible blocks need be there. NaN ranks below all else. May be None if ``max_seq_len`` makes every
             visible block fit in ``topk``.
         block_ids: ``[num_heads, num_tokens, topk]`` int32, contiguous, to be filled.
-
-    Returns:
-        ``block_ids``, as :func:`msa_backend.kernels.api.select_blocks` returns them.
     """
     num_heads, num_tokens, topk = block_ids.shape
     max_blocks = min(ceil_div(batch.max_seq_len, BLOCK_SIZE), batch.block_table.shape[1])
-    if block_ids.numel() == 0:
-        return block_ids
     if max_blocks <= topk:
         scores = None
     elif scores is None:
@@ -59,7 +56,7 @@ def select_topk(scores: Tensor | None, batch: Batch, selection: Selection, plan:
     # Few programs on an idle chip are waited for one by one: more warps each, to stream a long row.
     few = max_blocks > MANY_BLOCKS and num_tokens * num_heads <= arch.num_sms(block_ids.device)
     strides = (0, 0) if scores is None else (scores.stride(0) // 16, scores.stride(1) // 16)
-    msa_topk(
+    return msa_topk(
         (num_tokens, num_heads),
         (block_ids if scores is None else scores, block_ids, plan.token_pos, num_tokens, max_blocks, *strides),
         (
@@ -69,7 +66,6 @@ def select_topk(scores: Tensor | None, batch: Batch, selection: Selection, plan:
         ),
         Options(num_warps=4 if few else 1, pdl=dependent),
     )  # fmt: skip
-    return block_ids
 
 
 @kernel()
@@ -79,12 +75,16 @@ def msa_topk(
     HAS_SCORES: tl.constexpr, NUM_BLOCKS: tl.constexpr, NUM_STEPS: tl.constexpr, GROUPS: tl.constexpr,
     GROUP_RUN: tl.constexpr, UNROLL: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    wait_for_previous(PDL)
-    let_next_start(PDL)
     token = tl.program_id(0)
     head = tl.program_id(1)
+    # What came before scoring is done; without scoring, nothing need be.
+    if not HAS_SCORES:
+        wait_for_previous(PDL)
+    position = tl.load(token_pos_ptr + token)
+    wait_for_previous(PDL)
+    let_next_start(PDL)
     # Of padding, whose position is -1, no block is visible.
-    visible = tl.minimum((tl.load(token_pos_ptr + token) + BLOCK) // BLOCK, max_blocks)
+    visible = tl.minimum((position + BLOCK) // BLOCK, max_blocks)
     chosen = block_ids_ptr + (head * num_tokens + token).to(tl.int64) * TOPK
     slot = tl.arange(0, TOPK_PADDED)
     if (visible <= TOPK) | (not HAS_SCORES):
@@ -138,7 +138,7 @@ def _two_rounds(
     best = tl.maximum(best, tl.where(lane < visible - whole, score, float("-inf")))
     best = tl.max(tl.reshape(best, [GROUPS, GROUP_RUN]), axis=1)
     group = tl.arange(0, GROUPS)
-    key = tl.where(group * GROUP_RUN < visible, ordered(best), -0x80000000)
+    key = tl.where(group * GROUP_RUN < visible, ordered(best), LOWEST_KEY)
     put_greatest(key, tl.minimum(TOPK, tl.cdiv(visible, GROUP_RUN)), group, chosen)
     tl.debug_barrier()
     is_group = (slot < TOPK) & (slot < tl.cdiv(visible, GROUP_RUN))
@@ -164,35 +164,53 @@ def ordered(x):
 def free_keys(score, block, visible, INIT_BLOCKS: tl.constexpr, LOCAL_BLOCKS: tl.constexpr):
     """Keys of the visible blocks that are not forced in; the lowest for others."""
     free = (block >= INIT_BLOCKS) & (block < visible - LOCAL_BLOCKS)
-    return tl.where(free, ordered(score), -0x80000000)
+    return tl.where(free, ordered(score), LOWEST_KEY)
 
 
 @jit
 def put_greatest(key, k, value, out):
     """Store the values of the ``k`` greatest keys at ``out``, in no order; of equal keys the first.
 
-    The bits of the k-th greatest key are found from the top: a bit is set if k keys are still as great. Those that all
-    keys share are known, and it is enough to go on until exactly k keys are as great, whatever the lower bits.
+    The k-th greatest key is found from the top, two bits at a time: the greatest two that k keys still reach. Bits that
+    all keys share are known, and it is enough to go on until exactly k keys are as great, whatever the lower bits.
     """
     highest = tl.max(key)
-    differ = highest ^ tl.min(tl.where(key == -0x80000000, highest, key))
+    differ = highest ^ tl.min(tl.where(key == LOWEST_KEY, highest, key))
     bit = 31
-    while (bit >= 0) & (((differ >> bit) & 1) == 0):
+    while (bit > 0) & (((differ >> bit) & 1) == 0):
         bit -= 1
+    bit = bit // 2 * 2
     # With its first bit inverted, an int32 is in the order of its bits.
-    kth = ((highest ^ -0x80000000) & ~((2 << bit) - 1)) ^ -0x80000000
+    known = (highest ^ LOWEST_KEY) & ~((4 << bit) - 1)
     count = k + 1
     while (bit >= 0) & (count != k):
-        trial = kth ^ (1 << bit)
-        as_great = tl.sum((key >= trial).to(tl.int32))
-        kth = tl.where(as_great >= k, trial, kth)
-        count = tl.where(as_great >= k, as_great, count)
-        bit -= 1
+        of_one, of_two, of_three = _count_as_great(key, known, bit)
+        digit = (of_one >= k).to(tl.int32) + (of_two >= k).to(tl.int32) + (of_three >= k).to(tl.int32)
+        count = tl.where(digit == 1, of_one, count)
+        count = tl.where(digit == 2, of_two, count)
+        count = tl.where(digit == 3, of_three, count)
+        known |= digit << bit
+        bit -= 2
+    kth = known ^ LOWEST_KEY
     above = (key > kth).to(tl.int32)
     equal = (key == kth).to(tl.int32)
     ranks = tl.cumsum(above | (equal << 16))
     slot = tl.where(key > kth, ranks & 0xFFFF, tl.sum(above) + (ranks >> 16)) - 1
     tl.store(out + slot, value, mask=(key >= kth) & (slot < k))
+
+
+@jit
+def _count_as_great(key, known, bit):
+    """How many keys reach ``known`` with 1, 2 and 3 in the two bits from ``bit`` on. All in one sum, if they fit."""
+    one = (key >= ((known | (1 << bit)) ^ LOWEST_KEY)).to(tl.int32)
+    two = (key >= ((known | (2 << bit)) ^ LOWEST_KEY)).to(tl.int32)
+    three = (key >= ((known | (3 << bit)) ^ LOWEST_KEY)).to(tl.int32)
+    if key.shape[0] < 1024:
+        counts = tl.sum(one | (two << 10) | (three << 20))
+        of_one, of_two, of_three = counts & 1023, (counts >> 10) & 1023, counts >> 20
+    else:
+        of_one, of_two, of_three = tl.sum(one), tl.sum(two), tl.sum(three)
+    return of_one, of_two, of_three
 
 
 @jit

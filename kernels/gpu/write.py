@@ -43,7 +43,7 @@ def write(k: Tensor, v: Tensor, index_k: Tensor | None, caches: LayerCaches, slo
             BLOCK_SIZE, kv_mantissa, index_mantissa,
         ),
         Options(),
-    )  # fmt: skip
+    )()  # fmt: skip
 
 
 @kernel(unaligned=("slots_ptr",))

@@ -185,7 +185,6 @@ def make_inputs(case: Case, cache: Cache, seed: int) -> Inputs:
             block_table=cache.block_table,
             max_query_len=case.new_tokens,
             max_seq_len=case.max_seq_len,
-            min_context_len=0 if case.bound else min(case.lengths) - case.new_tokens,
         ),
         scale=case.dim**-0.5,
     )

@@ -67,8 +67,6 @@ class MSAMetadataBuilder(AttentionMetadataBuilder[MSAMetadata]):
             common.block_table_tensor,
             (starts[1:] - starts[:-1]).tolist(),
             known[: common.num_reqs].tolist(),
-            # With drafts, vLLM's lengths on the host take every draft of the step before for accepted.
-            slack=self.reorder_batch_threshold or 1,
         )
         return MSAMetadata(common.slot_mapping, step)
 

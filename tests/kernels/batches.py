@@ -49,7 +49,7 @@ class Case:
     def to(self, device: str) -> Case:
         """The same on another device, or afresh: nothing that a step or a cache has kept comes along."""
         tensors = (getattr(self.batch, name).to(device) for name in ("cu_seqlens_q", "seq_lens", "block_table"))
-        bounds = {name: getattr(self.batch, name) for name in ("max_query_len", "max_seq_len", "min_context_len")}
+        bounds = {name: getattr(self.batch, name) for name in ("max_query_len", "max_seq_len")}
         q, index_q = moved(self.q, device), moved(self.index_q, device)
         return Case(q, index_q, caches_to(self.caches, device), Batch(*tensors, **bounds))
 
@@ -138,8 +138,6 @@ def make_case(
             block_table=block_table.to(device),
             max_query_len=max((row.query_len for row in rows), default=0),
             max_seq_len=max(seq_lens, default=0),
-            # The bound is optional: with every other seed it is as tight as can be.
-            min_context_len=seed % 2 * max(0, min((row.context_len for row in rows if row.query_len), default=0)),
         ),
     )
 

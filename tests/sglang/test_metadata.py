@@ -47,7 +47,7 @@ def test_extend(table: torch.Tensor):
     (part,) = step.parts
     assert lengths(part.batch) == [(300, 0, 300), (5, 256, 261)]
     assert (step.num_tokens, part.tokens) == (305, slice(0, 305))
-    assert (part.batch.max_query_len, part.batch.max_seq_len, part.batch.min_context_len) == (300, 300, 0)
+    assert (part.batch.max_query_len, part.batch.max_seq_len) == (300, 300)
     assert_pages(step, [1, 5], table)
 
 
@@ -58,7 +58,7 @@ def test_mixed(table: torch.Tensor):
     assert lengths(prefill.batch) == [(600, 0, 600), (70, 256, 326)]
     assert lengths(running.batch) == [(1, 400, 401), (1, 700, 701)]
     assert (prefill.tokens, running.tokens) == (slice(0, 670), slice(670, 672))
-    assert (running.batch.max_query_len, running.batch.max_seq_len, running.batch.min_context_len) == (1, 701, 400)
+    assert (running.batch.max_query_len, running.batch.max_seq_len) == (1, 701)
     assert_pages(step, [1, 5, 3, 2], table)
 
 
@@ -96,7 +96,7 @@ def test_a_graph_finds_a_step_where_it_recorded_one(kind, table: torch.Tensor):
     (recorded,) = build(kind([0, 0, 0], [1, 1, 1], table), table, LIMIT, lasting, in_capture=True).parts
     names = ("seq_lens", "block_table", "cu_seqlens_q")
     addresses = [getattr(recorded.batch, name).data_ptr() for name in names]
-    assert (recorded.batch.max_seq_len, recorded.batch.min_context_len) == (LIMIT, 0)
+    assert recorded.batch.max_seq_len == LIMIT
     assert recorded.batch.block_table.shape == (3, MAX_TOKENS // PAGE)
 
     (replayed,) = build(kind([4, 1, 0], [257, 640, 1], table), table, LIMIT, lasting).parts

@@ -85,7 +85,7 @@ def test_what_is_recorded_serves_any_step_within_its_bounds():
     common.max_query_len = 600
     (part,) = builder().build_for_cudagraph_capture(common).step.parts
     assert part.batch.seq_lens is common.seq_lens
-    assert (part.batch.max_query_len, part.batch.max_seq_len, part.batch.min_context_len) == (600, 4096, 0)
+    assert (part.batch.max_query_len, part.batch.max_seq_len) == (600, 4096)
 
 
 def test_the_torch_path_is_kept_out_of_graphs():
@@ -93,13 +93,3 @@ def test_the_torch_path_is_kept_out_of_graphs():
 
     vllm_config = SimpleNamespace(device_config=SimpleNamespace(device_type="cpu"))
     assert MSAMetadataBuilder.get_cudagraph_support(vllm_config, None) == AttentionCGSupport.NEVER
-
-
-def test_the_bound_of_contexts_allows_for_drafts_that_were_not_accepted():
-    """vLLM's lengths on the host take every draft for accepted; the kernels must not believe a context to be longer
-    than it is."""
-    common = common_metadata([900, 700], [5000, 6000])
-    common.seq_lens_cpu_upper_bound = common.seq_lens_cpu_upper_bound + 3
-    (part,) = builder(draft_tokens=3).build(0, common).step.parts
-    contexts = part.batch.context_lens.tolist()
-    assert min(contexts) - 16 < part.batch.min_context_len <= min(contexts)

@@ -5,45 +5,47 @@ from __future__ import annotations
 import triton.language as tl
 from torch import Tensor
 
-from ..launch import Options, kernel
+from ..launch import Launch, Options, kernel
 from ..pages import units
 from ..sizes import next_power_of_2
 from ..softmax import LOWEST
 from ..tiles import UNIT
-from .invert import ELSEWHERE
+from .invert import CURSORS, ELSEWHERE, Inverse
 
 TOGETHER = 2
 """Partial outputs of a token that are loaded at a time: more were slower by far."""
 
 
-def combine(o_partial: Tensor, lse: Tensor, place: Tensor, out: Tensor, group: int) -> None:
-    """Write ``out`` of the tokens that have a place, 0 for those whose places are all -1, and no others.
+def combine(o_partial: Tensor, lse: Tensor, inverse: Inverse, out: Tensor, group: int) -> Launch:
+    """The launch that writes ``out`` of the tokens that have a place, 0 for those whose places are all -1, no others.
 
     Args:
         o_partial: ``[max_entries * group_padded, dim]``, normalised.
         lse: ``[max_entries * group_padded]`` fp32, base 2.
-        place: ``[num_kv_heads, num_tokens, topk]`` int32; see :class:`.invert.Inverse`.
         out: ``[num_tokens, num_kv_heads * group, dim]``.
     """
-    num_kv_heads, num_tokens, topk = place.shape
-    msa_combine(
+    num_kv_heads, num_tokens, topk = inverse.place.shape
+    return msa_combine(
         (num_tokens, num_kv_heads),
-        (o_partial, lse, place, out, *units("out", out.stride()[:2]), num_tokens),
+        (o_partial, lse, inverse.place, inverse.cursors, out, *units("out", out.stride()[:2]), num_tokens),
         (
             group, next_power_of_2(group), o_partial.shape[1], topk, next_power_of_2(max(topk, TOGETHER)), TOGETHER,
+            CURSORS,
         ),
         Options(num_warps=4),
     )  # fmt: skip
 
 
-@kernel(unaligned=("place_ptr",))
+@kernel()
 def msa_combine(
-    o_partial_ptr, lse_ptr, place_ptr, out_ptr, out_token_stride, out_head_stride, num_tokens,
+    o_partial_ptr, lse_ptr, place_ptr, cursors_ptr, out_ptr, out_token_stride, out_head_stride, num_tokens,
     GROUP: tl.constexpr, GROUP_PADDED: tl.constexpr, DIM: tl.constexpr, TOPK: tl.constexpr, TOPK_PADDED: tl.constexpr,
-    TOGETHER: tl.constexpr,
+    TOGETHER: tl.constexpr, CURSORS: tl.constexpr,
 ):  # fmt: skip
     token = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1)
+    if (token == 0) & (head == 0):
+        tl.store(cursors_ptr + tl.arange(0, CURSORS), tl.zeros([CURSORS], tl.int32))
     in_group = tl.arange(0, GROUP_PADDED)
     channel = tl.arange(0, DIM)
     slot = tl.arange(0, TOPK_PADDED)

@@ -10,6 +10,7 @@ all. Selections of a token's own, partly visible block are listed apart, so that
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -17,9 +18,10 @@ import triton.language as tl
 from torch import Tensor
 
 from ...batch import BLOCK_SIZE, Batch
-from ..launch import Options, kernel
+from ..launch import Launch, Options, kernel
 from ..plan import Plan
 from ..sizes import ceil_div, next_power_of_2
+from ..workspace import workspace_of
 
 TOKEN_BITS = tl.constexpr(24)
 """Bits of a packed entry that hold the token; 7 above them hold how much of the block it sees."""
@@ -34,6 +36,7 @@ LIST_TOKENS = 256
 """Where few pages are chosen by many tokens, each page gets several lists of about this length: tokens that draw their
 tickets from one counter wait for each other."""
 MAX_LISTS_OF_A_PAGE = 16
+CURSORS = 4
 MAX_LISTS = 1 << 21
 """All counters are cleared and looked through in every step, so a cache of very many pages gets one list for each."""
 
@@ -48,26 +51,27 @@ class Inverse(NamedTuple):
             -1 for none, -2 for those of tokens that are left to another kernel.
         items: ``[2, max_items, 3]`` int32, work items ``kv_head * num_pages + page, first entry, number of entries``;
             first those of blocks wholly visible to their queries, then the others.
-        num_items: ``[2]`` int32 of each.
+        cursors: ``[4]`` int32: from 1 on, how many items of each there are. Whoever is the last to need them leaves
+            zeros.
     """
 
     entries: Tensor
     place: Tensor
     items: Tensor
-    num_items: Tensor
+    cursors: Tensor
 
 
 def invert(
-    block_ids: Tensor, batch: Batch, plan: Plan, *, num_pages: int, item_tokens: int, tile_tokens: int, near: int
-) -> Inverse:
-    """Build the lists.
+    block_ids: Tensor, batch: Batch, plan: Plan, *, num_pages: int, item_tokens: int, tile_tokens: int, taken: Tensor
+) -> tuple[Inverse, list[Launch]]:
+    """The lists, and the launches that fill them.
 
     Args:
         block_ids: ``[num_kv_heads, num_tokens, topk]`` int32, -1 for none.
         num_pages: pages of the cache.
         item_tokens: most entries in a work item; a multiple of ``tile_tokens``.
         tile_tokens: entries that are worked on together.
-        near: tokens that see no more blocks than this are left out.
+        taken: ``[num_kv_heads, num_tokens]`` int32: tokens of 1 are left out.
 
     Raises:
         ValueError: more tokens in a step than fit in a packed entry.
@@ -75,7 +79,6 @@ def invert(
     num_heads, num_tokens, topk = block_ids.shape
     if num_tokens >= MAX_TOKENS:
         raise ValueError(f"{num_tokens} query tokens in one step, but at most {MAX_TOKENS - 1} fit; use chunks")
-    device = block_ids.device
     selections = num_heads * num_tokens * topk
     num_blocks = batch.num_seqs * ceil_div(batch.max_seq_len, BLOCK_SIZE)
     wanted = min(MAX_LISTS_OF_A_PAGE, num_tokens * topk // (num_blocks * LIST_TOKENS))
@@ -83,43 +86,45 @@ def invert(
     num_lists = lists_of_a_page * num_heads * num_pages
     max_used_lists = min(lists_of_a_page * num_heads * min(num_pages, num_blocks), selections)
 
-    # One allocation, zeroed by one launch: a counter for every list, then the cursors.
-    zeroed = torch.zeros(2 * num_lists + 3, dtype=torch.int32, device=device)
-    counts, cursors = zeroed[: 2 * num_lists], zeroed[2 * num_lists :]
-    offsets = torch.empty_like(counts)
-    keys, place = torch.empty(2, num_heads, num_tokens, topk, dtype=torch.int32, device=device)
-    entries = torch.empty(selections + 2 * max_used_lists * (tile_tokens - 1), dtype=torch.int32, device=device)
     max_items = ceil_div(selections, item_tokens) + max_used_lists
-    items = torch.empty(2, max_items, 3, dtype=torch.int32, device=device)
-    msa_count(
+
+    hold = partial(workspace_of(batch).hold, dtype=torch.int32)
+    counts = hold("counts", 2 * num_lists, zeroed=True)
+    cursors = hold("cursors", CURSORS, zeroed=True)
+    offsets = hold("offsets", 2 * num_lists)
+    keys = hold("keys", selections)
+    place = hold("place", selections).view(num_heads, num_tokens, topk)
+    entries = hold("entries", selections + 2 * max_used_lists * (tile_tokens - 1))
+    items = hold("items", 2 * max_items * 3).view(2, max_items, 3)
+    count = msa_count(
         (ceil_div(num_tokens, COUNT_TOKENS), num_heads),
         (
-            block_ids, keys, place, counts, plan.token_seq, plan.token_pos, batch.block_table,
-            block_ids.stride(0), block_ids.stride(1), batch.block_table.stride(0), num_tokens, num_pages, num_lists,
-            ceil_div(num_tokens, lists_of_a_page), near,
+            block_ids, taken, keys, place, counts, plan.token_seq, plan.token_pos, batch.block_table,
+            block_ids.stride(0), block_ids.stride(1), taken.stride(0), batch.block_table.stride(0), num_tokens,
+            num_pages, num_lists, ceil_div(num_tokens, lists_of_a_page),
         ),
         (topk, next_power_of_2(topk), COUNT_TOKENS, BLOCK_SIZE),
         Options(),
     )  # fmt: skip
-    msa_allocate(
+    allocate = msa_allocate(
         (ceil_div(num_lists, ALLOCATE_TILE), 2),
         (counts, offsets, items, cursors, num_lists, num_heads * num_pages, max_items, item_tokens),
         (ALLOCATE_TILE, tile_tokens),
         Options(),
     )
-    msa_fill(
+    fill = msa_fill(
         (ceil_div(selections, FILL_TILE),),
-        (keys, place, offsets, entries, selections, num_tokens),
+        (keys, place, offsets, entries, counts, selections, num_tokens, 2 * num_lists),
         (topk, FILL_TILE),
         Options(),
     )
-    return Inverse(entries, place, items, cursors[1:])
+    return Inverse(entries, place, items, cursors), [count, allocate, fill]
 
 
-@kernel(unaligned=("block_ids_ptr", "place_ptr", "block_table_ptr"))
+@kernel(unaligned=("block_ids_ptr", "taken_ptr", "block_table_ptr"))
 def msa_count(
-    block_ids_ptr, keys_ptr, place_ptr, counts_ptr, token_seq_ptr, token_pos_ptr, block_table_ptr,
-    ids_head_stride, ids_token_stride, table_stride, num_tokens, num_pages, num_lists, list_tokens, near,
+    block_ids_ptr, taken_ptr, keys_ptr, place_ptr, counts_ptr, token_seq_ptr, token_pos_ptr, block_table_ptr,
+    ids_head_stride, ids_token_stride, taken_stride, table_stride, num_tokens, num_pages, num_lists, list_tokens,
     TOPK: tl.constexpr, TOPK_PADDED: tl.constexpr, TOKENS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     head = tl.program_id(1)
@@ -133,20 +138,20 @@ def msa_count(
     ids_ptrs = block_ids_ptr + head * ids_head_stride + token[:, None] * ids_token_stride + slot[None, :]
     ids = tl.load(ids_ptrs, mask=there, other=-1)
     visible = tl.minimum(position[:, None] + 1 - ids * BLOCK, BLOCK)
-    far = (position >= near * BLOCK)[:, None]
-    chosen = far & (ids >= 0) & (visible > 0)
+    mine = (tl.load(taken_ptr + head * taken_stride + token, mask=live & (position >= 0), other=0) == 0)[:, None]
+    chosen = mine & (ids >= 0) & (visible > 0)
     page = tl.load(block_table_ptr + seq[:, None].to(tl.int64) * table_stride + ids, mask=chosen, other=0)
     page = tl.minimum(tl.maximum(page, 0), num_pages - 1)
     key = ((token // list_tokens)[:, None] * num_heads + head) * num_pages + page
     key += tl.where(visible < BLOCK, num_lists, 0)
     ticket = tl.atomic_add(counts_ptr + key, 1, mask=chosen, sem="relaxed")
     at = (head * num_tokens + token[:, None]) * TOPK + slot[None, :]
-    none = tl.where(far | (position < 0)[:, None], -1, ELSEWHERE)
+    none = tl.where(mine, -1, ELSEWHERE)
     tl.store(keys_ptr + at, tl.where(chosen, key, none), mask=there)
     tl.store(place_ptr + at, ticket | (visible - 1) << TOKEN_BITS, mask=chosen)
 
 
-@kernel(unaligned=("cursors_ptr",))
+@kernel()
 def msa_allocate(
     counts_ptr, offsets_ptr, items_ptr, cursors_ptr, num_lists, num_keys, max_items, item_tokens,
     TILE: tl.constexpr, ALIGN: tl.constexpr,
@@ -169,11 +174,15 @@ def msa_allocate(
             tl.store(item_ptrs + i * 3 + 2, tl.minimum(count - i * item_tokens, item_tokens), mask=used)
 
 
-@kernel(unaligned=("place_ptr",))
+@kernel()
 def msa_fill(
-    keys_ptr, place_ptr, offsets_ptr, entries_ptr, selections, num_tokens, TOPK: tl.constexpr, TILE: tl.constexpr
+    keys_ptr, place_ptr, offsets_ptr, entries_ptr, counts_ptr, selections, num_tokens, num_counts,
+    TOPK: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
     at = tl.program_id(0) * TILE + tl.arange(0, TILE)
+    # Nobody needs the counters any more: zeros for the next layer.
+    for start in range(0, num_counts, tl.num_programs(0) * TILE):
+        tl.store(counts_ptr + start + at, tl.zeros([TILE], tl.int32), mask=start + at < num_counts)
     there = at < selections
     key = tl.load(keys_ptr + at, mask=there, other=-1)
     chosen = key >= 0

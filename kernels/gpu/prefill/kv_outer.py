@@ -16,11 +16,12 @@ from ...batch import BLOCK_SIZE, Batch
 from ...caches import LayerCaches
 from .. import arch, tma
 from ..fp8 import widen
-from ..launch import Options, kernel
+from ..launch import Launch, Options, kernel
 from ..pages import Pages, units
 from ..plan import Plan
 from ..sizes import next_power_of_2
 from ..tiles import UNIT, head_offsets, load_tile, load_tile_masked
+from ..workspace import workspace_of
 from .combine import combine
 from .invert import TOKEN_BITS, TOKEN_MASK, invert
 
@@ -36,11 +37,19 @@ ITEMS_PER_SM = 16
 
 
 def attend_kv_outer(
-    q: Tensor, caches: LayerCaches, block_ids: Tensor, batch: Batch, plan: Plan, scale: float, out: Tensor, near: int
-) -> None:
-    """Write ``out`` of the tokens that see more than ``near`` blocks, and zeros for padding; no others.
+    q: Tensor,
+    caches: LayerCaches,
+    block_ids: Tensor,
+    batch: Batch,
+    plan: Plan,
+    scale: float,
+    out: Tensor,
+    taken: Tensor,
+) -> list[Launch]:
+    """The launches that write ``out`` of the tokens that are not ``taken``, and zeros for padding.
 
-    Shapes are those of :func:`msa_backend.kernels.api.sparse_attention`.
+    Shapes are those of :func:`msa_backend.kernels.api.sparse_attention`; ``taken`` is ``[num_kv_heads, num_tokens]``
+    int32.
     """
     num_tokens, num_heads, dim = q.shape
     pages = caches.keep(Pages)
@@ -52,21 +61,23 @@ def attend_kv_outer(
     while item_tokens > max(MIN_ITEM_TOKENS, fair_share):
         item_tokens //= 2
     item_tokens = max(item_tokens, tile_tokens)
-    inverse = invert(
-        block_ids, batch, plan, num_pages=pages.num_pages, item_tokens=item_tokens, tile_tokens=tile_tokens, near=near
+    inverse, launches = invert(
+        block_ids, batch, plan, num_pages=pages.num_pages, item_tokens=item_tokens, tile_tokens=tile_tokens, taken=taken
     )
-    o_partial = q.new_empty(inverse.entries.shape[0] * group_padded, dim)
-    lse = torch.empty(o_partial.shape[0], dtype=torch.float32, device=q.device)
-    descriptors = [pages.descriptor(name, BLOCK_SIZE) for name in ("k", "v")]
+    rows = inverse.entries.shape[0] * group_padded
+    workspace = workspace_of(batch)
+    o_partial = workspace.hold("o_partial", rows * dim, q.dtype).view(rows, dim)
+    lse = workspace.hold("lse", rows, torch.float32)
+    descriptors = [pages.k_desc, pages.v_desc]
     stored = tma.descriptor(o_partial, [tile_tokens * group_padded, dim])
     for partly in (False, True):
         bulk = not partly and None not in descriptors
-        msa_kv_outer(
+        launch = msa_kv_outer(
             (inverse.items.shape[1],),
             (
                 q, pages.k, pages.v, *(descriptors if bulk else (pages.k, pages.v)),
                 o_partial, o_partial if stored is None else stored, lse, inverse.entries, inverse.items[int(partly)],
-                inverse.num_items[int(partly) :], pages.num_pages, scale * pages.logit_scale, pages.v_scale,
+                inverse.cursors[1 + int(partly) :], pages.num_pages, scale * pages.logit_scale, pages.v_scale,
                 *units("q", q.stride()[:2]), *pages.kv_strides,
             ),
             (
@@ -74,7 +85,8 @@ def attend_kv_outer(
             ),
             OPTIONS,
         )  # fmt: skip
-    combine(o_partial, lse, inverse.place, out, group)
+        launches.append(launch)
+    return [*launches, combine(o_partial, lse, inverse, out, group)]
 
 
 @kernel(unaligned=("items_ptr", "num_items_ptr"))

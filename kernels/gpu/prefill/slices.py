@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ...batch import Batch, Part
+from ..workspace import kept_of, share_workspace
 
 
 def slices(batch: Batch, num_tokens: int, at_a_time: int) -> list[Part]:
@@ -10,11 +11,12 @@ def slices(batch: Batch, num_tokens: int, at_a_time: int) -> list[Part]:
     if num_tokens <= at_a_time:
         return [Part(slice(0, num_tokens), batch)]
     key = "slices", num_tokens, at_a_time
-    if key not in batch.kept:
-        batch.kept[key] = [
+    kept = kept_of(batch)
+    if key not in kept:
+        kept[key] = [
             _slice(batch, start, min(start + at_a_time, num_tokens)) for start in range(0, num_tokens, at_a_time)
         ]
-    return batch.kept[key]
+    return kept[key]
 
 
 def _slice(batch: Batch, start: int, stop: int) -> Part:
@@ -27,6 +29,6 @@ def _slice(batch: Batch, start: int, stop: int) -> Part:
         block_table=batch.block_table,
         max_query_len=min(batch.max_query_len, stop - start),
         max_seq_len=batch.max_seq_len,
-        min_context_len=batch.min_context_len,
     )
+    share_workspace(batch, piece)
     return Part(slice(start, stop), piece)

@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from msa_backend.kernels import reference
+from msa_backend.kernels.gpu import query_outer
 from msa_backend.kernels.gpu.prefill import invert, kv_outer
+from msa_backend.kernels.gpu.workspace import workspace_of
 from msa_backend.kernels.selection import Selection
 
 from ..batches import Case, Row, make_case
@@ -76,12 +78,19 @@ def test_several_lists_of_a_page(most: int, monkeypatch: pytest.MonkeyPatch):
     check(case_of(seed=2))
 
 
-@pytest.mark.parametrize("blocks", [0, 1, 5])
-def test_border_between_near_and_far(blocks: int, monkeypatch: pytest.MonkeyPatch):
-    """Wherever it lies, each token is attended to by one kernel."""
-    for module in (ATTEND, BOTH):
-        monkeypatch.setattr(module, "road_of", lambda *_: ATTEND.Road(blocks, False))
+@pytest.mark.parametrize("blocks", [1, 3, 4, 100])
+def test_either_kernel(blocks: int, monkeypatch: pytest.MonkeyPatch):
+    """However many blocks a tile may select to be taken queries outer, each token is attended to by one kernel."""
+    monkeypatch.setattr(query_outer, "most_blocks", lambda topk: blocks)
+    monkeypatch.setattr(ATTEND, "road_of", lambda *_: ATTEND.Road(kv_outer=True, splits=False))
+    monkeypatch.setattr(BOTH, "road_of", lambda *_: ATTEND.Road(kv_outer=True, splits=False))
+    case = case_of(seed=3).to(GPU.device)
     check(case_of(seed=3))
+    GPU.attend(case.q, case.index_q, case.caches, case.batch, SELECTION, case.scale)
+    taken = workspace_of(case.batch).hold("taken", 3 * case.q.shape[0], torch.int32).view(3, -1)
+    real = case.batch.seq_lens.repeat_interleave(case.batch.cu_seqlens_q.diff()) > 0
+    share = taken[:, : len(real)][:, real].float().mean().item()
+    assert share == 1 if blocks == 100 else 0 < share < 1 or blocks == 1
 
 
 def test_short_work_items(monkeypatch: pytest.MonkeyPatch):

@@ -36,7 +36,8 @@ def choose(batch: Batch, scores: Tensor | None, shape: tuple[int, int], selectio
     num_heads, num_tokens = shape
     plan = plan_of(batch, Shape(num_tokens=num_tokens, num_kv_heads=num_heads, topk=selection.topk))
     block_ids = torch.full((num_heads, num_tokens, selection.topk), -7, dtype=torch.int32, device=DEVICE)
-    return gpu_topk.select_topk(scores, batch, selection, plan, block_ids).cpu()
+    gpu_topk.select_topk(scores, batch, selection, plan, block_ids)()
+    return block_ids.cpu()
 
 
 def check(rows: list[Row], scores: Tensor, selection: Selection, tail: int = 0) -> None:
