@@ -51,8 +51,8 @@ engine-tests: $(VENV)/.test-ready
 ifdef ARGS
 	$(BIN)/python -m pytest $(ARGS)
 else
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder -m "not alone" tests/$(ENGINE)
-	$(BIN)/python -m pytest -m alone tests/$(ENGINE)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder -m "not alone" tests/engines tests/$(ENGINE)
+	$(BIN)/python -m pytest -m alone tests/engines tests/$(ENGINE)
 endif
 
 lint: $(VENV)/.test-ready ## check the style

@@ -13,7 +13,7 @@ import pytest
 
 from msa_backend.config import MSAError
 
-from .engines import ENVIRONMENT
+from ..engines.drivers.sglang import ENVIRONMENT
 from .test_startup import refusal, start
 
 NOT_TAKEN = "SGLang did not take msa-backend's plugin in this process .*MSA_DISABLE=1"
