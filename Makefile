@@ -15,6 +15,9 @@ SERVE_ARGS_sglang := --attention-backend msa --device cpu --context-length 2048 
 # Without a GPU its kernels run under Triton's interpreter, which is chosen for a whole process.
 INTERPRET := $(if $(shell command -v nvidia-smi),0,1)
 
+# What an environment other than the first has to run again.
+ENGINE_TESTS := tests/engines tests/$(ENGINE) tests/patches tests/test_attend.py
+
 BIN := $(VENV)/bin
 # A Python started here would otherwise import ./kernels where SGLang and transformers mean the
 # package of that name.
@@ -51,8 +54,8 @@ engine-tests: $(VENV)/.test-ready
 ifdef ARGS
 	$(BIN)/python -m pytest $(ARGS)
 else
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder -m "not alone" tests/$(ENGINE) tests/patches
-	$(BIN)/python -m pytest -m alone tests/$(ENGINE)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder -m "not alone and not gpu" $(ENGINE_TESTS)
+	$(BIN)/python -m pytest -m alone $(ENGINE_TESTS)
 endif
 
 lint: $(VENV)/.test-ready ## check the style

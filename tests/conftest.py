@@ -12,8 +12,12 @@ from typing import Any
 
 import pytest
 
-# SGLang has an environment of its own; `make test` names its folder there.
-collect_ignore = [] if find_spec("sglang") else ["sglang"]
+from .device import DTYPE
+
+# Each engine has an environment of its own.
+ENGINES = {"vllm", "sglang"}
+MISSING = {engine for engine in ENGINES if not find_spec(engine)}
+collect_ignore = [*MISSING, "engines"] if MISSING == ENGINES else [*MISSING]
 
 
 def pytest_configure() -> None:
@@ -39,10 +43,10 @@ def one_thread() -> None:
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny checkpoint as MiniMax publishes: original form, fp32, several shards."""
+    """The tiny checkpoint as MiniMax publishes: original form, several shards; fp32 on a CPU."""
     from msa_backend.tiny import write_tiny_checkpoint
 
-    return write_tiny_checkpoint(tmp_path_factory.mktemp("tiny") / "original", shards=3)
+    return write_tiny_checkpoint(tmp_path_factory.mktemp("tiny") / "original", shards=3, dtype=DTYPE)
 
 
 @pytest.fixture(scope="session")
@@ -50,7 +54,7 @@ def native(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The weights of ``tiny`` in ``transformers``' own form."""
     from msa_backend.tiny import write_tiny_checkpoint
 
-    return write_tiny_checkpoint(tmp_path_factory.mktemp("tiny") / "native", form="transformers")
+    return write_tiny_checkpoint(tmp_path_factory.mktemp("tiny") / "native", form="transformers", dtype=DTYPE)
 
 
 @pytest.fixture(scope="session")
@@ -58,7 +62,8 @@ def default(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The weights of ``tiny`` as ``save_pretrained`` writes them unasked, sharded."""
     from msa_backend.tiny import write_tiny_checkpoint
 
-    return write_tiny_checkpoint(tmp_path_factory.mktemp("tiny") / "default", form="transformers-default", shards=2)
+    folder = tmp_path_factory.mktemp("tiny") / "default"
+    return write_tiny_checkpoint(folder, form="transformers-default", shards=2, dtype=DTYPE)
 
 
 @pytest.fixture(scope="session")

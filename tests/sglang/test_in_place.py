@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
+import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +11,7 @@ import pytest
 
 from msa_backend.config import MSAError
 
-from .engines import ENVIRONMENT
+from ..engines.drivers import DRIVER
 from .test_startup import refusal, start
 
 NOT_TAKEN = "SGLang did not take msa-backend's plugin in this process .*MSA_DISABLE=1"
@@ -21,10 +19,7 @@ NOT_TAKEN = "SGLang did not take msa-backend's plugin in this process .*MSA_DISA
 
 @pytest.fixture(scope="module", autouse=True)
 def loaded():
-    os.environ.update(ENVIRONMENT)
-    from sglang.srt.plugins import load_plugins
-
-    load_plugins()
+    DRIVER.prepare()
 
 
 @pytest.fixture
@@ -57,16 +52,6 @@ def test_the_scheduler_sees_that_the_hook_did_not_take():
         MiniMaxM3SparseForCausalLM(SimpleNamespace())
 
 
-def run(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-c", code],
-        env=os.environ | ENVIRONMENT | environment,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-
-
 def test_a_process_that_skipped_the_plugin():
     """The variable that brings our model class is inherited; SGLANG_PLUGINS may still leave the plugin out."""
     code = """
@@ -77,9 +62,9 @@ load_plugins()
 ModelRegistry.models["MiniMaxM3SparseForCausalLM"](SimpleNamespace())
 """
     package = "msa_backend.model.sglang.entry"
-    done = run(code, SGLANG_PLUGINS="another", SGLANG_EXTERNAL_MODEL_PACKAGE=package)
-    assert done.returncode != 0
-    last = done.stderr.strip().splitlines()[-1]
+    with pytest.raises(RuntimeError) as ended:
+        DRIVER.run(code, SGLANG_PLUGINS="another", SGLANG_EXTERNAL_MODEL_PACKAGE=package)
+    last = str(ended.value).strip().splitlines()[-1]
     assert "MSAError: SGLang did not take msa-backend's plugin in this process" in last
     assert "SGLANG_PLUGINS" in last
 
@@ -128,38 +113,14 @@ def test_a_cpu_that_sglang_was_not_told_of(tiny: Path, monkeypatch: pytest.Monke
     assert "only with SGLANG_USE_CPU_ENGINE=1 in the environment" in refusal(tiny)
 
 
-@pytest.mark.parametrize(
-    ("options", "says"),
-    [
-        ({"kv_cache_dtype": "fp8_e4m3"}, "--kv-cache-dtype is fp8_e4m3, but on a CPU MSA keeps K and V as auto or"),
-        ({"quantization": "fp8"}, "quantization is fp8, but on a CPU MSA serves unquantized weights only"),
-        ({"pp_size": 2}, "--pp-size is 2, but msa-backend does not split the layers"),
-        ({"speculative_algorithm": "NGRAM"}, "--speculative-algorithm is NGRAM, but msa-backend does not serve drafts"),
-        ({"enable_hierarchical_cache": True}, "--enable-hierarchical-cache is set, but msa-backend"),
-    ],
-)  # fmt: skip
-def test_more_options_msa_cannot_serve(tiny: Path, options: dict[str, Any], says: str):
-    assert says in refusal(tiny, **options)
+def test_a_cache_that_does_not_hold_the_index_keys(tiny: Path):
+    says = "--enable-hierarchical-cache is set, but msa-backend"
+    assert says in refusal(tiny, enable_hierarchical_cache=True)
 
 
-def test_other_backends_serve_the_dense_layers(tiny: Path):
-    options = start(tiny, attention_backend="torch_native")
-    assert (options.attention_backend, options.page_size) == ("torch_native", 128)
-
-
-@pytest.mark.parametrize("form", ["text_only", "transformers_text"])
-def test_text_only_checkpoints(form: str, request: pytest.FixtureRequest, tiny: Path, tmp_path: Path):
-    """SGLang knows the caches of MiniMax-M3 by its architecture's name; the forms of ``transformers`` have another."""
-    import json
-
-    if form == "text_only":
-        folder = request.getfixturevalue("text_only")
-    else:
-        from transformers import MiniMaxM3VLForCausalLM
-
-        folder = tmp_path
-        MiniMaxM3VLForCausalLM(request.getfixturevalue("truth").config.text_config).save_pretrained(folder)
-    options = start(folder, skip_tokenizer_init=True)
+def test_a_text_only_checkpoint_gets_the_caches_of_minimax_m3(text_only: Path):
+    """SGLang knows them by the architecture's name; the forms of ``transformers`` have another."""
+    options = start(text_only, skip_tokenizer_init=True)
     given = json.loads(options.json_model_override_args)
     assert given["sparse_attention_config"]["sparse_attention_freq"] == [0, 1, 1, 1]
     from sglang.srt.configs.model_config import ModelConfig, is_minimax_sparse
