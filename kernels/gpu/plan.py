@@ -25,8 +25,8 @@ from .workspace import kept_of
 NUM_TILES, NUM_SPLITS, NUM_ITEMS = (tl.constexpr(i) for i in range(3))
 """Places in ``Plan.counts``."""
 COUNTS = 3
-TILE_FIELDS = 4
-ITEM_FIELDS = 8
+TILE_FIELDS = tl.constexpr(4)
+ITEM_FIELDS = tl.constexpr(8)
 LANES = 256
 TOKENS = 512
 """Tokens that a program locates."""
@@ -84,8 +84,8 @@ class Plan:
         self.shape = shape
 
         sizes = (
-            COUNTS, num_seqs, num_seqs, tasks, num_tokens, num_tokens, self.max_tiles * TILE_FIELDS,
-            max_score_tiles * ITEM_FIELDS, self.max_items * ITEM_FIELDS,
+            COUNTS, num_seqs, num_seqs, tasks, num_tokens, num_tokens, self.max_tiles * TILE_FIELDS.value,
+            max_score_tiles * ITEM_FIELDS.value, self.max_items * ITEM_FIELDS.value,
         )  # fmt: skip
         aligned = [ceil_div(size, 4) * 4 for size in sizes]  # each begins at a multiple of 16 bytes
         memory = torch.empty(sum(aligned), dtype=torch.int32, device=batch.seq_lens.device)
@@ -191,7 +191,7 @@ def msa_plan(
             seq_len = tl.load(seq_lens_ptr + seq)
             offset = (tile - tl.load(first_tile_ptr + seq)) * TILE
             count = tl.minimum(query_len - offset, TILE)
-            field = tiles_ptr + tile * 4
+            field = tiles_ptr + tile * TILE_FIELDS
             tl.store(field, seq, mask=live)
             tl.store(field + 1, begin + offset, mask=live)
             tl.store(field + 2, count, mask=live)
@@ -214,7 +214,7 @@ def msa_plan(
             position = seq_len - query_len + offset
             blocks = _blocks_to_score(position + count - 1, max_blocks, BLOCK, SCORE_OWN)
             items = tl.where(live, tl.cdiv(blocks, share), 0)
-            field = score_tiles_ptr + tile * 8
+            field = score_tiles_ptr + tile * ITEM_FIELDS
             tl.store(field, num_items + tl.cumsum(items) - items, mask=live)
             tl.store(field + 1, seq, mask=live)
             tl.store(field + 2, begin + offset, mask=live)
@@ -227,11 +227,11 @@ def msa_plan(
             item = start + lane
             live = item < num_items
             tile = _owner_of_item(score_tiles_ptr, item, num_score_tiles, tile_steps)
-            field = score_tiles_ptr + tile * 8
+            field = score_tiles_ptr + tile * ITEM_FIELDS
             blocks = tl.load(field + 5)
             parts = tl.maximum(tl.cdiv(blocks, share), 1)
             part = item - tl.load(field)
-            into = items_ptr + item * 8
+            into = items_ptr + item * ITEM_FIELDS
             for i in tl.static_range(4):
                 tl.store(into + i, tl.load(field + 1 + i), mask=live)
             tl.store(into + 4, part * blocks // parts, mask=live)
@@ -287,7 +287,7 @@ def _owner_of_item(score_tiles_ptr, item, count, steps):
     high = low + tl.maximum(count - 1, 0)
     for _ in range(steps):
         middle = (low + high + 1) // 2
-        begins_before = tl.load(score_tiles_ptr + middle * 8) <= item
+        begins_before = tl.load(score_tiles_ptr + middle * ITEM_FIELDS) <= item
         low = tl.where(begins_before, middle, low)
         high = tl.where(begins_before, high, middle - 1)
     return low

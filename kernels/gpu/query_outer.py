@@ -21,10 +21,11 @@ from . import arch, pdl
 from .launch import Launch, Options, kernel
 from .pages import Pages, units
 from .pdl import let_next_start, wait_for_previous
-from .plan import NUM_SPLITS, NUM_TILES, Plan
+from .plan import NUM_SPLITS, NUM_TILES, TILE_FIELDS, Plan
 from .sizes import next_power_of_2
 from .softmax import LOWEST, accumulate, finish, log_sum_exp, masked_weights, row_weights, start_softmax
 from .tiles import UNIT, head_offsets, live_page, load_tile, load_tile_masked
+from .union import blocks_of_tile
 from .workspace import workspace_of
 
 BLOCK_M = 64
@@ -107,8 +108,7 @@ def attend_query_outer(
     Shapes are those of :func:`msa_backend.kernels.api.sparse_attention`.
 
     Args:
-        taken: ``[num_kv_heads, num_tokens]`` int32, contiguous, to be filled: 1 for tokens of tiles that select few
-            blocks together, which are taken, 0 for others. If None, all are taken.
+        taken: ``[plan.max_programs]`` int32: 0 for programs whose tile is left to another kernel. If None, none is.
         follows_topk: whether the launch before this one made ``block_ids``, and nothing else that is read here.
     """
     num_tokens, num_heads, dim = q.shape
@@ -143,7 +143,7 @@ def attend_query_outer(
         ),
         (
             num_heads, num_kv_heads, group, group_padded, large, small, only_small, topk, next_power_of_2(topk), splits,
-            0 if taken is None else most_blocks(topk), dim, BLOCK_SIZE, block_m, block_n, next_power_of_2(num_heads),
+            taken is not None, dim, BLOCK_SIZE, block_m, block_n, next_power_of_2(num_heads),
             SMALL_M, config.ahead, dependent,
         ),
         Options(config.num_warps, 1, dependent),
@@ -160,41 +160,44 @@ def msa_query_outer(
     out_token_stride, out_head_stride, table_stride,
     NUM_HEADS: tl.constexpr, NUM_KV_HEADS: tl.constexpr, GROUP: tl.constexpr, GROUP_PADDED: tl.constexpr,
     TILE_TOKENS: tl.constexpr, SMALL_TOKENS: tl.constexpr, ONLY_SMALL: tl.constexpr, TOPK: tl.constexpr,
-    TOPK_PADDED: tl.constexpr, SPLIT: tl.constexpr, MOST_BLOCKS: tl.constexpr, DIM: tl.constexpr,
+    TOPK_PADDED: tl.constexpr, SPLIT: tl.constexpr, LEAVES: tl.constexpr, DIM: tl.constexpr,
     BLOCK: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, HEADS_PADDED: tl.constexpr,
     SMALL_M: tl.constexpr, AHEAD: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     let_next_start(PDL)
     program = tl.program_id(0)
+    if LEAVES:
+        is_taken = tl.load(taken_ptr + program)
     num_splits = tl.load(counts_ptr + NUM_SPLITS)
     split = program % num_splits
     head = program // num_splits % NUM_KV_HEADS
     # The last of a sequence's tiles have the most blocks: the longest first.
     tile = tl.load(counts_ptr + NUM_TILES) - 1 - program // num_splits // NUM_KV_HEADS
+    if LEAVES:
+        tile = tl.where(is_taken != 0, tile, -1)
     if tile >= 0:
-        seq = tl.load(tiles_ptr + tile * 4)
-        first_token = tl.load(tiles_ptr + tile * 4 + 1)
-        count = tl.load(tiles_ptr + tile * 4 + 2)
-        position = tl.load(tiles_ptr + tile * 4 + 3)
-        taken_ptr += head.to(tl.int64) * num_tokens + first_token
+        seq = tl.load(tiles_ptr + tile * TILE_FIELDS)
+        first_token = tl.load(tiles_ptr + tile * TILE_FIELDS + 1)
+        count = tl.load(tiles_ptr + tile * TILE_FIELDS + 2)
+        position = tl.load(tiles_ptr + tile * TILE_FIELDS + 3)
         ids_ptr = block_ids_ptr + head.to(tl.int64) * ids_head_stride + first_token.to(tl.int64) * ids_token_stride
         table_ptr = block_table_ptr + seq.to(tl.int64) * table_stride
         if SMALL_TOKENS > 0 and (ONLY_SMALL or count <= SMALL_TOKENS):
             _attend_tile(
-                q_ptr, k_ptr, v_ptr, ids_ptr, out_ptr, taken_ptr, union_ptr, o_partial_ptr, lse_ptr, arrived_ptr,
+                q_ptr, k_ptr, v_ptr, ids_ptr, out_ptr, union_ptr, o_partial_ptr, lse_ptr, arrived_ptr,
                 table_ptr, logit_scale, v_scale, num_pages, q_token_stride, q_head_stride, k_page_stride,
                 k_head_stride, k_token_stride, v_page_stride, v_head_stride, v_token_stride, ids_token_stride,
                 out_token_stride, out_head_stride, split, num_splits, head, tile * NUM_KV_HEADS + head, first_token,
-                count, position, GROUP, GROUP_PADDED, SMALL_TOKENS, TOPK, TOPK_PADDED, SPLIT, MOST_BLOCKS, DIM, BLOCK,
+                count, position, GROUP, GROUP_PADDED, SMALL_TOKENS, TOPK, TOPK_PADDED, SPLIT, DIM, BLOCK,
                 SMALL_M, BLOCK_M, BLOCK_N, AHEAD, PDL,
             )  # fmt: skip
         elif not ONLY_SMALL:
             _attend_tile(
-                q_ptr, k_ptr, v_ptr, ids_ptr, out_ptr, taken_ptr, union_ptr, o_partial_ptr, lse_ptr, arrived_ptr,
+                q_ptr, k_ptr, v_ptr, ids_ptr, out_ptr, union_ptr, o_partial_ptr, lse_ptr, arrived_ptr,
                 table_ptr, logit_scale, v_scale, num_pages, q_token_stride, q_head_stride, k_page_stride,
                 k_head_stride, k_token_stride, v_page_stride, v_head_stride, v_token_stride, ids_token_stride,
                 out_token_stride, out_head_stride, split, num_splits, head, tile * NUM_KV_HEADS + head, first_token,
-                count, position, GROUP, GROUP_PADDED, TILE_TOKENS, TOPK, TOPK_PADDED, SPLIT, MOST_BLOCKS, DIM, BLOCK,
+                count, position, GROUP, GROUP_PADDED, TILE_TOKENS, TOPK, TOPK_PADDED, SPLIT, DIM, BLOCK,
                 BLOCK_M, BLOCK_M, BLOCK_N, AHEAD, PDL,
             )  # fmt: skip
     wait_for_previous(PDL)
@@ -209,12 +212,12 @@ def msa_query_outer(
 
 @jit
 def _attend_tile(
-    q_ptr, k_ptr, v_ptr, ids_ptr, out_ptr, taken_ptr, union_ptr, o_partial_ptr, lse_ptr, arrived_ptr, table_ptr,
+    q_ptr, k_ptr, v_ptr, ids_ptr, out_ptr, union_ptr, o_partial_ptr, lse_ptr, arrived_ptr, table_ptr,
     logit_scale, v_scale, num_pages, q_token_stride, q_head_stride, k_page_stride, k_head_stride, k_token_stride,
     v_page_stride, v_head_stride, v_token_stride, ids_token_stride, out_token_stride, out_head_stride,
     split, num_splits, head, task, first_token, count, position,
     GROUP: tl.constexpr, GROUP_PADDED: tl.constexpr, TOKENS: tl.constexpr, TOPK: tl.constexpr,
-    TOPK_PADDED: tl.constexpr, SPLIT: tl.constexpr, MOST_BLOCKS: tl.constexpr, DIM: tl.constexpr,
+    TOPK_PADDED: tl.constexpr, SPLIT: tl.constexpr, DIM: tl.constexpr,
     BLOCK: tl.constexpr, BLOCK_M: tl.constexpr, PARTIAL_M: tl.constexpr, BLOCK_N: tl.constexpr,
     AHEAD: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
@@ -259,13 +262,6 @@ def _attend_tile(
             TOPK_PADDED,
             BLOCK,
         )
-    if MOST_BLOCKS > 0:
-        of_tile = tl.arange(0, TOKENS)
-        is_taken = (total + of_tile * 0 <= MOST_BLOCKS).to(tl.int32)
-        tl.store(taken_ptr + of_tile, is_taken, mask=of_tile < count)
-        count = tl.where(total <= MOST_BLOCKS, count, 0)
-        total = tl.where(total <= MOST_BLOCKS, total, 0)
-        live = live & (in_tile < count)
     begin = split * total // num_splits
     end = (split + 1) * total // num_splits
 
@@ -352,17 +348,7 @@ def _unite(
         How many come first, and how many there are.
     """
     ENTRIES: tl.constexpr = TOKENS * TOPK_PADDED
-    entry = tl.arange(0, ENTRIES)
-    owner = entry // TOPK_PADDED
-    slot = entry % TOPK_PADDED
-    block = tl.load(ids_ptr + owner * ids_token_stride + slot, mask=(owner < count) & (slot < TOPK), other=-1)
-    chosen_by = entry * 0
-    other_slot = tl.arange(0, TOPK_PADDED)
-    for other in range(count):
-        of_other = tl.load(ids_ptr + other * ids_token_stride + other_slot, mask=other_slot < TOPK, other=-2)
-        chosen_by |= tl.max((block[:, None] == of_other[None, :]).to(tl.int32), axis=1) << other
-    # A block is listed by the first of the tokens that selected it.
-    listed = (block >= 0) & ((chosen_by & ((1 << owner) - 1)) == 0)
+    block, chosen_by, listed = blocks_of_tile(ids_ptr, ids_token_stride, count, TOKENS, TOPK, TOPK_PADDED)
     edge = position // BLOCK
     is_whole = (listed & (block < edge)).to(tl.int32)
     is_edge = (listed & (block >= edge)).to(tl.int32)

@@ -26,7 +26,7 @@ from .launch import Launch, Options, kernel
 from .pages import Pages, units
 from .pairs import even_channels, odd_channels
 from .pdl import let_next_start
-from .plan import NUM_ITEMS, Plan
+from .plan import ITEM_FIELDS, NUM_ITEMS, Plan
 from .sizes import ceil_div, next_power_of_2
 from .tiles import UNIT, live_page
 from .workspace import workspace_of
@@ -161,7 +161,7 @@ def msa_score(
     item = tl.program_id(0)
     num_items = tl.load(counts_ptr + NUM_ITEMS)
     # One wait for all of them: there is memory, if not an item, for every program.
-    items_ptr += item * 8
+    items_ptr += item * ITEM_FIELDS
     seq = tl.load(items_ptr)
     token = tl.load(items_ptr + 1)
     count = tl.load(items_ptr + 2)

@@ -60,23 +60,21 @@ def sparse_attention(
     num_tokens, num_heads, _ = q.shape
     topk = block_ids.shape[2]
     road = road_of(q, caches, batch, topk)
-    plan = plan_of(batch, attending_shape(q, caches, batch, road, topk))
     at_a_time = together(q, caches, road, topk)
     if at_a_time == (num_tokens, caches.num_kv_heads):
+        plan = plan_of(batch, attending_shape(q, caches, batch, road, topk))
         run(attending(q, caches, block_ids, batch, plan, road, scale, out, follows_topk=False))
         return out
-    taken = _taken(q, caches, batch)
-    query_outer.attend_query_outer(q, caches, block_ids, batch, plan, scale, out, taken, follows_topk=False)()
     group = num_heads // caches.num_kv_heads
     for part in slices(batch, num_tokens, at_a_time[0]):
-        here = plan_of(part.batch, Shape(num_tokens=part.tokens.stop - part.tokens.start, num_kv_heads=at_a_time[1]))
         for first in range(0, caches.num_kv_heads, at_a_time[1]):
-            kv_heads = slice(first, first + at_a_time[1])
+            of_part = _heads_of(caches, slice(first, first + at_a_time[1]))
             heads = slice(first * group, (first + at_a_time[1]) * group)
-            launches = attend_kv_outer(
-                q[part.tokens, heads], _heads_of(caches, kv_heads), block_ids[kv_heads, part.tokens], part.batch, here,
-                scale, out[part.tokens, heads], taken[kv_heads, part.tokens],
-            )  # fmt: skip
+            q_part, ids_part = q[part.tokens, heads], block_ids[first : first + at_a_time[1], part.tokens]
+            plan = plan_of(part.batch, attending_shape(q_part, of_part, part.batch, road, topk))
+            launches = attending(
+                q_part, of_part, ids_part, part.batch, plan, road, scale, out[part.tokens, heads], follows_topk=False
+            )
             run(launches)
     return out
 
@@ -97,16 +95,14 @@ def attending(
     Args:
         follows_topk: as :func:`.query_outer.attend_query_outer` says.
     """
-    taken = _taken(q, caches, batch) if road.kv_outer else None
-    first = query_outer.attend_query_outer(q, caches, block_ids, batch, plan, scale, out, taken, follows_topk)
-    if taken is None:
-        return [first]
-    return [first, *attend_kv_outer(q, caches, block_ids, batch, plan, scale, out, taken)]
-
-
-def _taken(q: Tensor, caches: LayerCaches, batch: Batch) -> Tensor:
-    shape = caches.num_kv_heads, q.shape[0]
-    return workspace_of(batch).hold("taken", shape[0] * shape[1], torch.int32).view(shape)
+    if not road.kv_outer:
+        return [query_outer.attend_query_outer(q, caches, block_ids, batch, plan, scale, out, None, follows_topk)]
+    most_blocks = query_outer.most_blocks(block_ids.shape[2])
+    taken = workspace_of(batch).hold("taken", plan.max_programs, torch.int32)
+    return [
+        *attend_kv_outer(q, caches, block_ids, batch, plan, scale, out, most_blocks, taken),
+        query_outer.attend_query_outer(q, caches, block_ids, batch, plan, scale, out, taken, follows_topk=False),
+    ]
 
 
 def together(q: Tensor, caches: LayerCaches, road: Road, topk: int) -> tuple[int, int]:

@@ -1,6 +1,7 @@
 """From "the blocks of each token" to "the tokens of each block", on the device and without a sort.
 
-Three small launches. *Count*: every selected (KV head, page) takes a ticket from its counter. *Allocate*: each counter
+Three small launches. *Count*: every selected (KV head, page) takes a ticket from its counter, except those of
+tiles whose tokens agree: these are left to the queries-outer kernel. *Allocate*: each counter
 gets a stretch of one long list, and is cut into work items. *Fill*: each selection writes itself to its stretch, at the
 place its ticket says.
 
@@ -19,8 +20,10 @@ from torch import Tensor
 
 from ...batch import BLOCK_SIZE, Batch
 from ..launch import Launch, Options, kernel
-from ..plan import Plan
+from ..plan import NUM_TILES, TILE_FIELDS, Plan
 from ..sizes import ceil_div, next_power_of_2
+from ..tiles import live_page
+from ..union import blocks_of_tile
 from ..workspace import workspace_of
 
 TOKEN_BITS = tl.constexpr(24)
@@ -31,7 +34,6 @@ ELSEWHERE = tl.constexpr(-2)
 
 ALLOCATE_TILE = 256
 FILL_TILE = 1024
-COUNT_TOKENS = 16
 LIST_TOKENS = 256
 """Where few pages are chosen by many tokens, each page gets several lists of about this length: tokens that draw their
 tickets from one counter wait for each other."""
@@ -62,7 +64,15 @@ class Inverse(NamedTuple):
 
 
 def invert(
-    block_ids: Tensor, batch: Batch, plan: Plan, *, num_pages: int, item_tokens: int, tile_tokens: int, taken: Tensor
+    block_ids: Tensor,
+    batch: Batch,
+    plan: Plan,
+    *,
+    num_pages: int,
+    item_tokens: int,
+    tile_tokens: int,
+    most_blocks: int,
+    taken: Tensor,
 ) -> tuple[Inverse, list[Launch]]:
     """The lists, and the launches that fill them.
 
@@ -71,7 +81,9 @@ def invert(
         num_pages: pages of the cache.
         item_tokens: most entries in a work item; a multiple of ``tile_tokens``.
         tile_tokens: entries that are worked on together.
-        taken: ``[num_kv_heads, num_tokens]`` int32: tokens of 1 are left out.
+        most_blocks: tokens of a tile of the plan that selected no more together are left out.
+        taken: ``[plan.max_programs]`` int32, filled by the first launch: 1 for such tiles, the last tile first and its
+            KV heads in order; undefined past the first.
 
     Raises:
         ValueError: more tokens in a step than fit in a packed entry.
@@ -97,14 +109,14 @@ def invert(
     entries = hold("entries", selections + 2 * max_used_lists * (tile_tokens - 1))
     items = hold("items", 2 * max_items * 3).view(2, max_items, 3)
     count = msa_count(
-        (ceil_div(num_tokens, COUNT_TOKENS), num_heads),
+        (plan.max_tiles, num_heads),
         (
-            block_ids, taken, keys, place, counts, plan.token_seq, plan.token_pos, batch.block_table,
-            block_ids.stride(0), block_ids.stride(1), taken.stride(0), batch.block_table.stride(0), num_tokens,
-            num_pages, num_lists, ceil_div(num_tokens, lists_of_a_page),
+            block_ids, taken, keys, place, counts, plan.counts, plan.tiles, plan.token_pos, batch.block_table,
+            block_ids.stride(0), block_ids.stride(1), batch.block_table.stride(0), num_tokens, num_pages, num_lists,
+            ceil_div(num_tokens, lists_of_a_page),
         ),
-        (topk, next_power_of_2(topk), COUNT_TOKENS, BLOCK_SIZE),
-        Options(),
+        (most_blocks, topk, next_power_of_2(topk), plan.shape.tile_tokens, BLOCK_SIZE),
+        Options(num_warps=max(1, min(4, plan.shape.tile_tokens * next_power_of_2(topk) // 64))),
     )  # fmt: skip
     allocate = msa_allocate(
         (ceil_div(num_lists, ALLOCATE_TILE), 2),
@@ -121,34 +133,48 @@ def invert(
     return Inverse(entries, place, items, cursors), [count, allocate, fill]
 
 
-@kernel(unaligned=("block_ids_ptr", "taken_ptr", "block_table_ptr"))
+@kernel(unaligned=("block_ids_ptr", "block_table_ptr"))
 def msa_count(
-    block_ids_ptr, taken_ptr, keys_ptr, place_ptr, counts_ptr, token_seq_ptr, token_pos_ptr, block_table_ptr,
-    ids_head_stride, ids_token_stride, taken_stride, table_stride, num_tokens, num_pages, num_lists, list_tokens,
-    TOPK: tl.constexpr, TOPK_PADDED: tl.constexpr, TOKENS: tl.constexpr, BLOCK: tl.constexpr,
+    block_ids_ptr, taken_ptr, keys_ptr, place_ptr, counts_ptr, plan_counts_ptr, tiles_ptr, token_pos_ptr,
+    block_table_ptr, ids_head_stride, ids_token_stride, table_stride, num_tokens, num_pages, num_lists, list_tokens,
+    MOST_BLOCKS: tl.constexpr, TOPK: tl.constexpr, TOPK_PADDED: tl.constexpr, TOKENS: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):  # fmt: skip
+    tile = tl.program_id(0)
     head = tl.program_id(1)
     num_heads = tl.num_programs(1)
-    token = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
-    live = token < num_tokens
-    seq = tl.load(token_seq_ptr + token, mask=live, other=0)
-    position = tl.load(token_pos_ptr + token, mask=live, other=-1)
-    slot = tl.arange(0, TOPK_PADDED)
-    there = live[:, None] & (slot < TOPK)[None, :]
-    ids_ptrs = block_ids_ptr + head * ids_head_stride + token[:, None] * ids_token_stride + slot[None, :]
-    ids = tl.load(ids_ptrs, mask=there, other=-1)
-    visible = tl.minimum(position[:, None] + 1 - ids * BLOCK, BLOCK)
-    mine = (tl.load(taken_ptr + head * taken_stride + token, mask=live & (position >= 0), other=0) == 0)[:, None]
-    chosen = mine & (ids >= 0) & (visible > 0)
-    page = tl.load(block_table_ptr + seq[:, None].to(tl.int64) * table_stride + ids, mask=chosen, other=0)
-    page = tl.minimum(tl.maximum(page, 0), num_pages - 1)
-    key = ((token // list_tokens)[:, None] * num_heads + head) * num_pages + page
-    key += tl.where(visible < BLOCK, num_lists, 0)
-    ticket = tl.atomic_add(counts_ptr + key, 1, mask=chosen, sem="relaxed")
-    at = (head * num_tokens + token[:, None]) * TOPK + slot[None, :]
-    none = tl.where(mine, -1, ELSEWHERE)
-    tl.store(keys_ptr + at, tl.where(chosen, key, none), mask=there)
-    tl.store(place_ptr + at, ticket | (visible - 1) << TOKEN_BITS, mask=chosen)
+    num_tiles = tl.load(plan_counts_ptr + NUM_TILES)
+    # One wait for all of them: there is memory, if not a tile, for every program.
+    tiles_ptr += tile * TILE_FIELDS
+    seq = tl.load(tiles_ptr)
+    first_token = tl.load(tiles_ptr + 1)
+    count = tl.load(tiles_ptr + 2)
+    first_position = tl.load(tiles_ptr + 3)
+    entry = tl.arange(0, TOKENS * TOPK_PADDED)
+    slot = entry % TOPK_PADDED
+    if tile < num_tiles:
+        ids_ptr = block_ids_ptr + head.to(tl.int64) * ids_head_stride + first_token.to(tl.int64) * ids_token_stride
+        block, _, is_first = blocks_of_tile(ids_ptr, ids_token_stride, count, TOKENS, TOPK, TOPK_PADDED)
+        num_blocks = tl.sum(is_first.to(tl.int32))
+        is_taken = (num_blocks <= MOST_BLOCKS).to(tl.int32)
+        tl.store(taken_ptr + (num_tiles - 1 - tile) * num_heads + head, is_taken)
+        token = first_token + entry // TOPK_PADDED
+        visible = tl.minimum(first_position + entry // TOPK_PADDED + 1 - block * BLOCK, BLOCK)
+        chosen = (block >= 0) & (visible > 0) & (entry * 0 == is_taken)
+        page = live_page(block_table_ptr + seq.to(tl.int64) * table_stride + tl.where(chosen, block, 0), num_pages)
+        key = (token // list_tokens * num_heads + head) * num_pages + page
+        key += tl.where(visible < BLOCK, num_lists, 0)
+        ticket = tl.atomic_add(counts_ptr + key, 1, mask=chosen, sem="relaxed")
+        at = (head * num_tokens + token) * TOPK + slot
+        none = tl.where(entry * 0 == is_taken, -1, ELSEWHERE)
+        tl.store(keys_ptr + at, tl.where(chosen, key, none), mask=(entry // TOPK_PADDED < count) & (slot < TOPK))
+        tl.store(place_ptr + at, ticket | (visible - 1) << TOKEN_BITS, mask=chosen)
+    # Padding is in no tile.
+    for start in range(0, num_tokens, tl.num_programs(0) * TOKENS):
+        token = start + tile * TOKENS + entry // TOPK_PADDED
+        position = tl.load(token_pos_ptr + token, mask=token < num_tokens, other=0)
+        at = (head * num_tokens + token) * TOPK + slot
+        tl.store(keys_ptr + at, entry * 0 + ELSEWHERE, mask=(position < 0) & (slot < TOPK))
 
 
 @kernel()

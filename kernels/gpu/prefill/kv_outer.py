@@ -44,12 +44,13 @@ def attend_kv_outer(
     plan: Plan,
     scale: float,
     out: Tensor,
+    most_blocks: int,
     taken: Tensor,
 ) -> list[Launch]:
-    """The launches that write ``out`` of the tokens that are not ``taken``, and zeros for padding.
+    """The launches that write ``out`` of the tokens of tiles that select many blocks; ``taken`` says which do not.
 
-    Shapes are those of :func:`msa_backend.kernels.api.sparse_attention`; ``taken`` is ``[num_kv_heads, num_tokens]``
-    int32.
+    Shapes are those of :func:`msa_backend.kernels.api.sparse_attention`; ``most_blocks`` and ``taken`` are those of
+    :func:`.invert.invert`.
     """
     num_tokens, num_heads, dim = q.shape
     pages = caches.keep(Pages)
@@ -62,8 +63,9 @@ def attend_kv_outer(
         item_tokens //= 2
     item_tokens = max(item_tokens, tile_tokens)
     inverse, launches = invert(
-        block_ids, batch, plan, num_pages=pages.num_pages, item_tokens=item_tokens, tile_tokens=tile_tokens, taken=taken
-    )
+        block_ids, batch, plan, num_pages=pages.num_pages, item_tokens=item_tokens, tile_tokens=tile_tokens,
+        most_blocks=most_blocks, taken=taken,
+    )  # fmt: skip
     rows = inverse.entries.shape[0] * group_padded
     workspace = workspace_of(batch)
     o_partial = workspace.hold("o_partial", rows * dim, q.dtype).view(rows, dim)
