@@ -232,7 +232,7 @@ def layer_flags(
         if len(per_layer) != num_layers:
             raise MSAConfigError(
                 f"{key} has {len(per_layer)} entries, but num_hidden_layers is {num_layers}; "
-                "there must be one entry a layer"
+                "one entry per layer is needed"
             )
     if len(set(found.values())) > 1:
         raise MSAConfigError(f"the model config contradicts itself: {' and '.join(found)} name different layers")

@@ -233,7 +233,7 @@ def run(options: argparse.Namespace) -> int:
 def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "doctor",
-        help="say what is installed, what is supported and whether the plugin works",
+        help="check the installation: versions, what is supported, whether the plugin works",
         description="Print what an issue report should contain; the exit status is 1 if something is broken.",
     )
     parser.add_argument("--json", action="store_true", help="print it as JSON")

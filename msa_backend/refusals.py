@@ -32,7 +32,8 @@ def check_tested(given: str, tested: str) -> None:
 
 def page_size(option: str, value: int) -> MSAError:
     return MSAError(
-        f"{option} is {value}, but MSA needs {BLOCK_SIZE}, one page a sparse block; leave it out or pass {BLOCK_SIZE}"
+        f"{option} is {value}, but MSA needs {BLOCK_SIZE}, one KV-cache page per sparse block; "
+        f"omit it or pass {BLOCK_SIZE}"
     )
 
 
@@ -40,8 +41,8 @@ def check_even_heads(option: str, ranks: int, config: MSAConfig) -> None:
     """Refuse a number of tensor-parallel ranks over which the heads do not split."""
     if config.num_heads % ranks or (config.num_kv_heads % ranks and ranks % config.num_kv_heads):
         raise MSAError(
-            f"{option} is {ranks}, but {config.num_heads} query and {config.num_kv_heads} KV heads "
-            f"split evenly only over divisors or multiples of {config.num_kv_heads}"
+            f"{option} is {ranks}, but {config.num_heads} query heads and {config.num_kv_heads} KV heads "
+            f"only split evenly over a divisor or a multiple of {config.num_kv_heads}; choose one"
         )
 
 

@@ -219,7 +219,7 @@ def serve(engine: Engine, model: str, wanted_port: int, flags: list[str], once: 
         for piece in ask(server, QUESTION):
             print(piece, end="", flush=True)
         if model == "tiny-m3":
-            print("\n\n(The weights of tiny-m3 are random: a server that works answers in word salad.)")
+            print("\n\n(The weights of tiny-m3 are random: expect gibberish.)")
         if not once:
             show_how_to_go_on(server)
             while True:

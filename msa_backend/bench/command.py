@@ -33,58 +33,72 @@ if TYPE_CHECKING:
 def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "bench",
-        help="time MSA's kernels beside the engines' own and dense attention",
-        description="Time one sparse layer's attention: MSA beside the kernels in vLLM and SGLang and dense "
+        help="benchmark MSA's kernels against the engines' own and dense attention",
+        description="Benchmark one sparse layer's attention: MSA against the kernels in vLLM and SGLang and dense "
         "FlashAttention, whichever are installed, on the same inputs. Each implementation is checked against fp64 "
-        "first, and one that is wrong is not timed; the exit status is 1 if that is ours.",
+        "first, and a wrong one is not timed; the exit status is 1 if ours is wrong.",
     )
     parser.add_argument(
         "--host",
         action="store_true",
-        help="measure host time instead: one layer's operations called eagerly, ours and vLLM's, norm, rope and cache "
-        "write with and without",
+        help="measure host time instead: one layer's operations called eagerly, ours and vLLM's, with and without "
+        "norm, rope and cache write",
     )
     parser.add_argument(
-        "--preset", choices=PRESETS, help="a list of cases; release on a GPU, host with --host, small on a CPU"
+        "--preset", choices=PRESETS, help="list of cases (default: release on a GPU, host with --host, small on a CPU)"
     )
-    parser.add_argument("--modes", type=_modes, metavar="MODE,...", help=f"of {', '.join(MODES)}; all of the preset")
-    parser.add_argument("--contexts", type=_sizes, metavar="N,...", help="tokens, such as 8K,128K,1M; no preset then")
-    parser.add_argument("--batches", type=_sizes, default=[1], metavar="N,...", help="sequences (1)")
+    parser.add_argument("--modes", type=_modes, metavar="MODE,...", help=f"any of {', '.join(MODES)} (default: all)")
+    parser.add_argument(
+        "--contexts", type=_sizes, metavar="N,...", help="in tokens, e.g. 8K,128K,1M; replaces the preset"
+    )
+    parser.add_argument(
+        "--batches", type=_sizes, default=[1], metavar="N,...", help="numbers of sequences (default: 1)"
+    )
     parser.add_argument(
         "--new-tokens",
         type=_size,
         metavar="N",
-        help=f"per sequence ({', '.join(f'{m} {NEW_TOKENS[m]}' for m in MODES)})",
+        help=f"per sequence (default: {', '.join(f'{m} {NEW_TOKENS[m]}' for m in MODES)})",
     )
-    parser.add_argument("--heads", type=_heads, default=[(64, 4)], metavar="Q/KV,...", help="such as 64/4,16/1 (64/4)")
-    parser.add_argument("--head-dim", type=int, default=128, metavar="N", help="of attention and index (%(default)s)")
-    parser.add_argument("--topk", type=int, default=16, metavar="N", help="blocks a token chooses (%(default)s)")
-    parser.add_argument("--dtype", choices=("bf16", "fp16", "fp32"), default="bf16", help="(%(default)s)")
-    parser.add_argument("--fp8-index", action="store_true", help="index keys and index queries in e4m3")
-    parser.add_argument("--fp8-kv", action="store_true", help="keys and values in e4m3")
+    parser.add_argument(
+        "--heads", type=_heads, default=[(64, 4)], metavar="Q/KV,...", help="e.g. 64/4,16/1 (default: 64/4)"
+    )
+    parser.add_argument(
+        "--head-dim", type=int, default=128, metavar="N", help="of attention and index (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--topk", type=int, default=16, metavar="N", help="blocks selected per token (default: %(default)s)"
+    )
+    parser.add_argument("--dtype", choices=("bf16", "fp16", "fp32"), default="bf16", help="default: %(default)s")
+    parser.add_argument("--fp8-index", action="store_true", help="store index keys and index queries in e4m3")
+    parser.add_argument("--fp8-kv", action="store_true", help="store keys and values in e4m3")
     parser.add_argument(
         "--locality",
         type=_locality,
         metavar="calibrated|random|COSINE",
-        help="of neighbouring tokens' choices: four choose 22 distinct blocks of 64, as in the real model (default); "
-        "random, the worst case; or the cosine between their index queries",
+        help="how far neighbouring tokens agree: calibrated, four select 22 distinct blocks of 64 as in the real model "
+        "(default); random, the worst case; or the cosine between their index queries",
     )
     parser.add_argument(
         "--capture-for",
         type=_bounds,
         metavar="own|N,...",
-        help="capture decode and verify for so many tokens, as a server does for its max_model_len, each bound that "
-        "holds their sequences a case of its own; own: for the longest of them (1M,128K; own on a CPU)",
+        help="capture CUDA graphs of decode and verify for this many tokens, as a server does for its max_model_len; "
+        "own: for the longest sequence of the case (default: 1M,128K; own on a CPU)",
     )
     parser.add_argument(
-        "--run", type=_names, dest="implementations", metavar="NAME,...", help=f"of {', '.join(baselines.NAMES)}"
+        "--run", type=_names, dest="implementations", metavar="NAME,...", help=f"any of {', '.join(baselines.NAMES)}"
     )
-    parser.add_argument("--kernels", action="store_true", help="also the time in each GPU kernel, by the profiler")
-    parser.add_argument("--budget", type=float, default=0.1, metavar="SECONDS", help="for a median (%(default)s)")
-    parser.add_argument("--device", choices=("cuda", "cpu"), help="cuda if there is one")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers")
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw time against context (needs matplotlib)")
-    parser.add_argument("--read", type=Path, metavar="FILE", help="measure nothing; plot what --json wrote")
+    parser.add_argument("--kernels", action="store_true", help="also print the time of each GPU kernel")
+    parser.add_argument(
+        "--budget", type=float, default=0.1, metavar="SECONDS", help="of device time per median (default: %(default)s)"
+    )
+    parser.add_argument("--device", choices=("cuda", "cpu"), help="default: cuda if available")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all results to FILE")
+    parser.add_argument(
+        "--plot", type=Path, metavar="FILE", help="plot time against context to FILE (needs matplotlib)"
+    )
+    parser.add_argument("--read", type=Path, metavar="FILE", help="plot the results in FILE instead of measuring")
     parser.set_defaults(run=run)
 
 

@@ -61,7 +61,7 @@ def wrap(
 
 
 class MSAAttnBackend(AttentionBackend):
-    """MiniMax Sparse Attention over pages of 128 tokens, one page a sparse block.
+    """MiniMax Sparse Attention over pages of 128 tokens, one page per sparse block.
 
     Args:
         runner: SGLang's, whose model and caches are there already.

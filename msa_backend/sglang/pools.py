@@ -30,8 +30,8 @@ def check_pool(pool: object, page_size: int) -> None:
         )
     if page_size != BLOCK_SIZE:
         raise MSAError(
-            f"the KV cache has pages of {page_size} tokens, but MSA needs {BLOCK_SIZE}, one page a sparse block; "
-            f"pass --page-size {BLOCK_SIZE}"
+            f"the KV cache has pages of {page_size} tokens, but MSA needs {BLOCK_SIZE}, one KV-cache page per sparse "
+            f"block; pass --page-size {BLOCK_SIZE}"
         )
 
 

@@ -35,8 +35,8 @@ MUST_BE_ONE = {
     "pp_size": ("--pp-size", "does not split the layers over ranks on SGLang yet"),
     "ep_size": ("--ep-size", "does not split the experts over ranks on SGLang yet"),
     "attn_dp_size": ("--attn-dp-size", "does not run attention data-parallel yet"),
-    "attn_cp_size": ("--attn-cp-size", "does not split one context over ranks yet"),
-    "dcp_size": ("--dcp-size", "does not split one context over ranks yet"),
+    "attn_cp_size": ("--attn-cp-size", "does not support context parallelism yet"),
+    "dcp_size": ("--dcp-size", "does not support context parallelism yet"),
 }
 
 
@@ -140,8 +140,8 @@ def _check_options(server_args: Any, options: Any) -> None:
             raise MSAError(f"{option} is set, but msa-backend {reason}; leave it out")
     if options.disaggregation_mode != "null":
         raise MSAError(
-            f"--disaggregation-mode is {options.disaggregation_mode}, but MSA does not move its caches between servers "
-            "yet; leave it out"
+            f"--disaggregation-mode is {options.disaggregation_mode}, but MSA does not transfer its caches between "
+            "servers yet; leave it out"
         )
     if options.speculative_algorithm is not None:
         raise MSAError(

@@ -1,6 +1,6 @@
 """A small MiniMax-M3 checkpoint with random weights, for trying and testing the plugin without the real one.
 
-The answers of such a model are word salad. What it is good for is everything but meaning: it loads wherever
+The answers of such a model are gibberish. What it is good for is everything but meaning: it loads wherever
 MiniMax-M3 loads, and its logits move visibly whenever block selection is wrong. See `weights` for how.
 """
 

@@ -24,7 +24,7 @@ CARD = """\
 # A tiny MiniMax-M3 with random weights
 
 Written by `msa-backend tiny`. It has the architecture of MiniMax-M3 and none of its knowledge: the weights are
-random numbers, and every answer is word salad. Use it to test that a server loads, schedules and computes.
+random numbers, and every answer is gibberish. Use it to test that a server loads, schedules and computes.
 """
 
 

@@ -15,15 +15,19 @@ def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "tiny",
         help="write a small MiniMax-M3 checkpoint with random weights",
-        description="Write a small MiniMax-M3 checkpoint with random weights: it loads and serves like the real "
-        "model, and its answers are word salad.",
+        description="Write a small MiniMax-M3 checkpoint with random weights. It loads and serves like the real "
+        "model; expect gibberish for answers.",
     )
-    parser.add_argument("directory", metavar="DIR", help="where to write it; must be absent or empty")
-    parser.add_argument("--form", choices=FORMS, default="original", help="weight names and config (%(default)s)")
-    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the weights (%(default)s)")
-    parser.add_argument("--shards", type=int, default=1, metavar="N", help="number of weight files (%(default)s)")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="other seed, other weights (%(default)s)")
-    parser.add_argument("--overwrite", action="store_true", help="replace a checkpoint that is already in DIR")
+    parser.add_argument("directory", metavar="DIR", help="output directory; must not exist or be empty")
+    parser.add_argument(
+        "--form", choices=FORMS, default="original", help="weight names and config (default: %(default)s)"
+    )
+    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the weights (default: %(default)s)")
+    parser.add_argument(
+        "--shards", type=int, default=1, metavar="N", help="number of weight files (default: %(default)s)"
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="random seed (default: %(default)s)")
+    parser.add_argument("--overwrite", action="store_true", help="replace a checkpoint that already exists in DIR")
     parser.set_defaults(run=run)
 
 
@@ -42,5 +46,5 @@ def run(args: argparse.Namespace) -> int:
         print(f"msa-backend tiny: {error}", file=sys.stderr)
         return 1
     size = sum(file.stat().st_size for file in directory.iterdir() if file.is_file())
-    print(f"wrote {directory}, {size / 1e6:.0f} MB: MiniMax-M3 in small with random weights; answers are word salad")
+    print(f"wrote {directory}, {size / 1e6:.0f} MB: a small MiniMax-M3 with random weights; expect gibberish")
     return 0

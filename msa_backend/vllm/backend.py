@@ -15,7 +15,7 @@ from .metadata import IndexKeyMetadataBuilder, MSAMetadataBuilder
 
 
 class MSABackend(AttentionBackend):
-    """MiniMax Sparse Attention over pages of 128 tokens, one page a sparse block.
+    """MiniMax Sparse Attention over pages of 128 tokens, one page per sparse block.
 
     The index keys' cache names a backend of the same kind, so vLLM gives both caches of a sparse layer the same
     block table and slot mapping.

@@ -84,7 +84,7 @@ def _check_options(vllm_config: VllmConfig) -> None:
         raise MSAError("--enable-lora is set, but msa-backend does not serve LoRA adapters yet; leave it out")
     if vllm_config.kv_transfer_config is not None:
         raise MSAError(
-            "--kv-transfer-config is set, but MSA does not move its caches between servers yet; leave it out"
+            "--kv-transfer-config is set, but MSA does not transfer its caches between servers yet; leave it out"
         )
 
 
@@ -93,7 +93,7 @@ def _check_parallelism(vllm_config: VllmConfig, config: M3Config) -> None:
     refusals.check_even_heads("--tensor-parallel-size", parallel.tensor_parallel_size, config.msa)
     for option in ("decode_context_parallel_size", "prefill_context_parallel_size"):
         if (size := getattr(parallel, option, 1)) > 1:
-            raise MSAError(f"{option} is {size}, but MSA does not split one context over ranks yet; leave it at 1")
+            raise MSAError(f"{option} is {size}, but MSA does not support context parallelism yet; leave it at 1")
 
 
 def _check_device(vllm_config: VllmConfig, config: M3Config) -> None:

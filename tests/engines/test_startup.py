@@ -89,7 +89,7 @@ def test_another_model_without_the_flag_is_left_alone(llama: Path, backend: str 
 @pytest.mark.parametrize(
     ("option", "value", "says"),
     [
-        ("page_size", 64, "is 64, but MSA needs 128, one page a sparse block; leave it out or pass 128"),
+        ("page_size", 64, "is 64, but MSA needs 128, one KV-cache page per sparse block; omit it or pass 128"),
         ("page_size", 256, "is 256, but MSA needs 128"),
         ("ranks", 3, "is 3"),
     ],

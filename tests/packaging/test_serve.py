@@ -146,7 +146,8 @@ def test_a_server_that_dies_is_reported_at_once_with_its_log(python: Path) -> No
     assert process.returncode == 1
     assert "the engine could not start" in shown
     assert "status 1" in shown
-    assert time.monotonic() - started < 15
+    # It would otherwise be waited for until the start-up limit, minutes later.
+    assert time.monotonic() - started < 60
 
 
 def test_an_answer_without_an_end_fails(python: Path, tmp_path: Path) -> None:

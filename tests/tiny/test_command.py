@@ -24,7 +24,7 @@ def test_writes_and_says_what_it_is(tmp_path: Path, capsys: pytest.CaptureFixtur
     directory = tmp_path / "new" / "m3"
     assert run(str(directory), "--dtype", "bfloat16", "--shards", "2", "--seed", "3") == 0
     assert "random weights" in capsys.readouterr().out
-    assert "word salad" in (directory / "README.md").read_text()
+    assert "gibberish" in (directory / "README.md").read_text()
     assert sum(file.stat().st_size for file in directory.iterdir()) < 40e6
     assert len({file.stat().st_mode for file in directory.iterdir()}) == 1
 

@@ -134,7 +134,7 @@ print("MSA" in AttentionBackendEnum.__members__, served_by == "msa_backend.model
             ({"own": {"enable_lora": True}}, "--enable-lora is set, but msa-backend does not serve LoRA"),
             (
                 {"own": {"kv_transfer_config": {"kv_connector": "ExampleConnector", "kv_role": "kv_both"}}},
-                "--kv-transfer-config is set, but MSA does not move its caches",
+                "--kv-transfer-config is set, but MSA does not transfer its caches",
             ),
             (
                 {"ranks": 2, "own": {"decode_context_parallel_size": 2}},
