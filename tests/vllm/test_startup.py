@@ -35,6 +35,14 @@ def test_options_msa_cannot_serve(tiny: Path, options: dict[str, Any], says: lis
         assert words in message
 
 
+def test_a_longer_context_than_the_config_allows(tiny: Path):
+    """As docs/deployment.md says for 1M tokens."""
+    length = 262_144
+    with pytest.raises(ValueError, match="max_position_embeddings"):
+        DRIVER.parse(tiny, context=length)
+    assert DRIVER.parse(tiny, context=length, overrides={"max_position_embeddings": length}).topk == 4
+
+
 def test_mtp(edited: Callable[..., Path]):
     folder = edited(lambda text: text.update(num_mtp_modules=1))
     message = refusal(folder, speculative_config={"method": "mtp", "num_speculative_tokens": 2})
