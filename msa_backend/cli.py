@@ -10,8 +10,9 @@ from msa_backend import __version__
 # Each module has `add_parser(subparsers)`, which sets the default `run`: called with the parsed
 # arguments, it returns the exit status.
 COMMANDS = {
-    "bench": ("msa_backend.bench", "time MSA's kernels beside the engines' own and dense attention"),
-    "doctor": ("msa_backend.doctor", "say what is installed, what is supported and whether the plugin works"),
+    "bench": ("msa_backend.bench", "benchmark MSA's kernels against the engines' own and dense attention"),
+    "doctor": ("msa_backend.doctor", "check the installation: versions, what is supported, whether the plugin works"),
+    "probe": ("msa_backend.probe", "check that a server finds facts anywhere in a long prompt"),
     "tiny": ("msa_backend.tiny", "write a small MiniMax-M3 checkpoint with random weights"),
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import time
 import urllib.error
@@ -12,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from msa_backend import cli
 
 from ..compare import assert_same
 from ..oracle import random_prompt
@@ -95,6 +98,18 @@ def test_a_client_that_hangs_up(server: EngineServer):
     again = server.complete(prompt, 24)
     assert again.cached == 0
     assert_same(again, before)
+
+
+def test_a_probe_runs(server: EngineServer, tmp_path: Path):
+    """Random weights find nothing; but each prompt is asked, measured, and found again in the prefix cache."""
+    results = tmp_path / "out.json"
+    options = ["--lengths", "700", "--depths", "0,100", "--retries", "0", "--json", str(results)]
+    assert cli.main(["probe", server.http.url, *options]) == 1
+    cells = json.loads(results.read_text())["cells"].values()
+    assert [cell["score"] for cell in cells] == [0, 0]
+    for cell in cells:
+        assert cell["prompt_tokens"] == pytest.approx(700, rel=0.3)
+        assert cell["seconds"] > 0
 
 
 def test_an_image_is_refused_and_the_server_lives(server: EngineServer):
