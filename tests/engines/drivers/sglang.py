@@ -131,7 +131,7 @@ prepare_server_args(["--model-path", "m", "--attention-backend", "msa"])
                 "--enable-lora is set, but msa-backend does not serve LoRA",
             ),
             ({"own": {"speculative_algorithm": "EAGLE"}}, "--speculative-algorithm is EAGLE, but msa-backend"),
-            ({"ranks": 2, "own": {"attn_cp_size": 2}}, "--attn-cp-size is 2, but msa-backend does not split one"),
+            ({"ranks": 2, "own": {"attn_cp_size": 2}}, "--attn-cp-size is 2, but msa-backend does not support"),
             ({"own": {"disaggregation_mode": "prefill"}}, "--disaggregation-mode is prefill, but MSA does not"),
         ),
         Can.ANY_CHUNK: Lack("it computes whole pages of 128 tokens"),
