@@ -28,6 +28,8 @@ layers: that is so for every model of vLLM.
 
 UNFIT: Mapping[str, str] = {
     "LMCacheConnectorV1": "stores K and V alone and would leave stale index keys behind",
+    # The same by the name in LMCache's own package.
+    "LMCacheConnectorV1Dynamic": "stores K and V alone and would leave stale index keys behind",
     "HF3FSKVConnector": "takes caches of one shape alone, and index keys have another than K and V",
     "HiSparseConnector": "serves the sparse attention of MLA models alone",
 }
@@ -40,8 +42,8 @@ READ: Mapping[str, str] = {
     "NixlConnector": "moves both caches of a sparse layer, but not with pipeline parallelism",
     "NixlPullConnector": "moves both caches of a sparse layer, but not with pipeline parallelism",
     "NixlPushConnector": "moves both caches of a sparse layer, but not with pipeline parallelism",
-    "OffloadingConnector": "moves both caches of a sparse layer, on a GPU",
-    "SimpleCPUOffloadConnector": "moves both caches of a sparse layer, on a GPU",
+    "OffloadingConnector": "moves both caches of a sparse layer on GPUs alone",
+    "SimpleCPUOffloadConnector": "moves both caches of a sparse layer on GPUs alone",
 }
 """What the source of vLLM 0.33 says of connectors that were not run: it hands pages of every cache to each of them."""
 
@@ -60,7 +62,7 @@ def check_connectors(vllm_config: VllmConfig) -> None:
     if cache.kv_offloading_size is not None:
         # Later in its start-up vLLM puts a connector of its choice in the place of any that is named.
         refusals.check_tested(
-            f"--kv-offloading-size is {cache.kv_offloading_size:g}, which takes a KV connector of the "
+            f"--kv-offloading-size is {cache.kv_offloading_size:g}, which adds a KV connector of the "
             f"{cache.kv_offloading_backend} backend",
             tested,
         )

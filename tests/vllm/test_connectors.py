@@ -8,7 +8,7 @@ until they are tested.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +21,7 @@ from ..compare import Answer, assert_same
 from ..engines.capabilities import Can, needs
 from ..engines.drivers import DRIVER
 from ..engines.drivers.base import in_environment
+from ..engines.drivers.running import Engine
 from ..oracle import random_prompt
 
 # Long enough to choose among many blocks, and to share all but the pages of their last tokens.
@@ -71,14 +72,12 @@ def several(*parts: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def ask(engine: Any) -> list[Answer]:
+def ask(engine: Engine) -> list[Answer]:
     return engine.ask(ASKED, NEW_TOKENS)
 
 
-@contextmanager
-def engine_with(model: Path, transfer: Mapping[str, Any]) -> Iterator[Any]:
-    with DRIVER.engine(model, own={"kv_transfer_config": dict(transfer)}) as engine:
-        yield engine
+def engine_with(model: Path, transfer: Mapping[str, Any]) -> AbstractContextManager[Engine]:
+    return DRIVER.engine(model, own={"kv_transfer_config": dict(transfer)})
 
 
 @contextmanager
@@ -117,7 +116,7 @@ def taken_over(request: pytest.FixtureRequest, tiny: Path, folders: Folders, sto
         return ask_twice(engine, folders.layers)
 
 
-def ask_twice(engine: Any, folder: Path) -> TakenOver:
+def ask_twice(engine: Engine, folder: Path) -> TakenOver:
     whole = ask(engine)
     zero_index_keys(folder)
     return TakenOver(whole, ask(engine))
@@ -174,13 +173,14 @@ def named(connector: str, **more: Any) -> dict[str, Any]:
 
 UNFIT = {
     "LMCacheConnectorV1": "stores K and V alone",
+    "LMCacheConnectorV1Dynamic": "stores K and V alone",
     "HF3FSKVConnector": "takes caches of one shape alone",
     "HiSparseConnector": "serves the sparse attention of MLA models alone",
 }
 BOTH = "which by its source moves both caches of a sparse layer"
 UNTESTED = {
-    "OffloadingConnector": f"{BOTH}, on a GPU",
-    "SimpleCPUOffloadConnector": f"{BOTH}, on a GPU",
+    "OffloadingConnector": f"{BOTH} on GPUs alone",
+    "SimpleCPUOffloadConnector": f"{BOTH} on GPUs alone",
     "NixlConnector": f"{BOTH}, but not with pipeline parallelism",
     "NixlPullConnector": f"{BOTH}, but not with pipeline parallelism",
     "NixlPushConnector": f"{BOTH}, but not with pipeline parallelism",
@@ -197,7 +197,7 @@ UNTESTED = {
 def test_every_connector_of_vllm_is_looked_at():
     from vllm.distributed.kv_transfer.kv_connector.factory import KVConnectorFactory
 
-    assert set(KVConnectorFactory._registry) == {"ExampleConnector", "MultiConnector", *UNFIT, *UNTESTED}
+    assert set(KVConnectorFactory._registry) <= {"ExampleConnector", "MultiConnector", *UNFIT, *UNTESTED}
 
 
 @pytest.mark.parametrize("connector", UNFIT)
@@ -240,7 +240,7 @@ def test_more_ranks_than_were_tested(tiny: Path):
 @pytest.mark.parametrize("backend", ["native", "lmcache"])
 def test_the_option_that_names_no_connector(tiny: Path, backend: str):
     message = refusal(tiny, own={"kv_offloading_size": 1.0, "kv_offloading_backend": backend})
-    assert_untested(message, f"--kv-offloading-size is 1, which takes a KV connector of the {backend} backend, but")
+    assert_untested(message, f"--kv-offloading-size is 1, which adds a KV connector of the {backend} backend, but")
 
 
 def test_what_was_not_run_can_be_tried(tiny: Path):
