@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn.functional import pad
 from vllm.compilation.breakable_cudagraph import eager_break_during_capture
 from vllm.config import get_current_vllm_config
+from vllm.distributed.kv_transfer import get_kv_transfer_group, has_kv_transfer_group
 from vllm.forward_context import get_forward_context
 from vllm.logger import init_logger
 from vllm.model_executor.layers.attention_layer_base import AttentionLayerBase
@@ -25,6 +26,7 @@ from .backend import IndexKeyBackend, MSABackend
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
+    from vllm.distributed.kv_transfer.kv_connector.v1 import KVConnectorBase_V1
     from vllm.v1.attention.backend import AttentionBackend
 
 
@@ -60,7 +62,7 @@ class _CacheLayer(nn.Module, AttentionLayerBase):
 
 
 class IndexKeyCache(_CacheLayer):
-    """One shared index key of ``index_dim`` channels for every token: ``[num_pages, 128, index_dim]``."""
+    """One shared index key of ``index_dim`` channels for every token: ``[num_pages, 1, 128, index_dim]``."""
 
     def __init__(self, prefix: str, dtype: torch.dtype, index_dim: int) -> None:
         super().__init__(prefix, dtype)
@@ -68,9 +70,6 @@ class IndexKeyCache(_CacheLayer):
 
     def get_attn_backend(self) -> type[AttentionBackend]:
         return IndexKeyBackend
-
-    def bind_kv_cache(self, kv_cache: torch.Tensor) -> None:
-        super().bind_kv_cache(kv_cache.squeeze(1))
 
     def get_kv_cache_spec(self, vllm_config: VllmConfig) -> KVCacheSpec:
         # The one spec that budgets a single vector a token. Being a kind of full attention, it shares the K/V
@@ -132,9 +131,10 @@ class MSAAttention(_CacheLayer):
 
     def bound_caches(self) -> LayerCaches:
         """Both caches, checked when first used after vLLM has bound them."""
-        if self.caches is None or self.caches.index_k_pages is not self.index_cache.kv_cache:
+        if self.caches is None or self.caches is not self.index_cache.caches:
             k_pages, v_pages = self.kv_cache.split(self.head_dim, dim=-1)
-            self.caches = LayerCaches(k_pages, v_pages, self.index_cache.kv_cache)
+            self.caches = LayerCaches(k_pages, v_pages, self.index_cache.kv_cache.squeeze(1))
+            self.index_cache.caches = self.caches
         return self.caches
 
     def forward(self, projected: torch.Tensor, positions: torch.Tensor, norms: HeadNorms) -> torch.Tensor:
@@ -168,7 +168,14 @@ class MSAAttention(_CacheLayer):
             output.zero_()
             return
         step = metadata[self.layer_name].step
+        connector = _connector_of_step()
+        if connector is not None:
+            for cache in (self, self.index_cache):
+                connector.wait_for_layer_load(cache.layer_name)
         attend(query, index_query, self.bound_caches(), step, self.selection, self.scale, output)
+        if connector is not None:
+            for cache in (self, self.index_cache):
+                connector.save_kv_layer(cache.layer_name, cache.kv_cache, metadata[cache.layer_name])
 
     def _profile(self, output: torch.Tensor, norms: HeadNorms) -> None:
         """Compile every kernel and allocate the largest workspace while vLLM measures what is left for its caches."""
@@ -190,6 +197,14 @@ class MSAAttention(_CacheLayer):
             rope_dtype=norms.cos_sin_cache.dtype,
             **self.largest,
         )
+
+
+def _connector_of_step() -> KVConnectorBase_V1 | None:
+    """The KV connector, in a step for which it was told what to move."""
+    if not has_kv_transfer_group():
+        return None
+    connector = get_kv_transfer_group()
+    return connector if connector.has_connector_metadata() else None
 
 
 def _largest_step(vllm_config: VllmConfig) -> dict[str, int]:

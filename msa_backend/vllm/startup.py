@@ -15,6 +15,7 @@ from msa_backend.model.config import M3Config
 from msa_backend.names import BACKEND_NAME
 
 from . import model_config as m3
+from .connectors import check_connectors
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -38,6 +39,7 @@ def prepare(vllm_config: VllmConfig) -> None:
     _check_options(vllm_config)
     _check_parallelism(vllm_config, config)
     _check_device(vllm_config, config)
+    check_connectors(vllm_config)
     if vllm_config.load_config.load_format != "dummy" and (folder := Path(vllm_config.model_config.model)).is_dir():
         check_checkpoint(folder, config)
     m3.record(vllm_config, text_config)
@@ -82,10 +84,6 @@ def _check_options(vllm_config: VllmConfig) -> None:
         )
     if vllm_config.lora_config is not None:
         raise MSAError("--enable-lora is set, but msa-backend does not serve LoRA adapters yet; leave it out")
-    if vllm_config.kv_transfer_config is not None:
-        raise MSAError(
-            "--kv-transfer-config is set, but MSA does not transfer its caches between servers yet; leave it out"
-        )
 
 
 def _check_parallelism(vllm_config: VllmConfig, config: M3Config) -> None:

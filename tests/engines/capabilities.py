@@ -25,7 +25,8 @@ class Can(Enum):
     GPU_KERNELS = "fast GPU kernels"
     QUANTIZATION = "fp8 KV cache"
     IMAGES = "images and video"
-    MTP_LORA_TRANSFER = "MTP speculative decoding, LoRA, KV transfer"
+    KV_TRANSFER = "KV transfer"
+    MTP_LORA = "MTP speculative decoding, LoRA"
 
     # These are no rows.
     FP32 = "fp32"

@@ -65,7 +65,7 @@ def test_a_mixed_padded_step(
     for row, length in enumerate(before):  # what earlier steps have left in the cache
         page, offset = block_table[row, torch.arange(length) // BLOCK_SIZE], torch.arange(length) % BLOCK_SIZE
         layer.kv_cache[page, :, offset] = torch.randn(length, KV_HEADS, 2 * DIM)
-        layer.index_cache.kv_cache[page, offset] = torch.randn(length, DIM)
+        layer.index_cache.kv_cache[page, 0, offset] = torch.randn(length, DIM)
     positions = torch.cat([length + torch.arange(count) for count, length in zip(new, before, strict=True)])
     row = torch.arange(3).repeat_interleave(torch.tensor(new))
     slots = block_table[row, positions // BLOCK_SIZE].long() * BLOCK_SIZE + positions % BLOCK_SIZE
@@ -81,7 +81,7 @@ def test_a_mixed_padded_step(
     positions = torch.cat((positions, torch.zeros(padding, dtype=torch.int64)))
     output = layer(projected, positions, norms)
 
-    caches = LayerCaches(*layer.kv_cache.split(DIM, dim=-1), layer.index_cache.kv_cache)
+    caches = LayerCaches(*layer.kv_cache.split(DIM, dim=-1), layer.index_cache.kv_cache[:, 0])
     written = LayerCaches(*(pages.clone() for pages in (caches.k_pages, caches.v_pages, caches.index_k_pages)))
     q, index_q = cpu.norm_rope_write(projected, positions, norms, written, slots)
     for name in ("k_pages", "v_pages", "index_k_pages"):
@@ -118,6 +118,30 @@ def bound_layer() -> MSAAttention:
     return layer
 
 
+@pytest.mark.parametrize("told", [True, False])
+def test_a_kv_connector_is_handed_both_caches(engine: SimpleNamespace, told: bool, monkeypatch: pytest.MonkeyPatch):
+    """In the order in which vLLM's own layers do, and as four axes each: a connector indexes the third by tokens."""
+    layer, calls = bound_layer(), []
+    names = [layer.layer_name, layer.index_cache.layer_name]
+    connector = SimpleNamespace(
+        has_connector_metadata=lambda: told,
+        wait_for_layer_load=lambda name: calls.append(("wait", name)),
+        save_kv_layer=lambda name, cache, metadata: calls.append(("save", name, cache.shape, metadata)),
+    )
+    monkeypatch.setattr(layer_module, "has_kv_transfer_group", lambda: True)
+    monkeypatch.setattr(layer_module, "get_kv_transfer_group", lambda: connector)
+    monkeypatch.setattr(layer_module, "attend", lambda *_: calls.append(("attend",)))
+    slots = torch.arange(5)
+    described = MSAMetadata(slots, SimpleNamespace()), object()
+    engine.slot_mapping = {layer.layer_name: slots}
+    engine.attn_metadata = dict(zip(names, described, strict=True))
+    layer(torch.randn(5, WIDTH), torch.arange(5), make_norms())
+    shapes = (PAGES, KV_HEADS, BLOCK_SIZE, 2 * DIM), (PAGES, 1, BLOCK_SIZE, DIM)
+    waited = [("wait", name) for name in names]
+    saved = [("save", *of_cache) for of_cache in zip(names, shapes, described, strict=True)]
+    assert calls == ([*waited, ("attend",), *saved] if told else [("attend",)])
+
+
 def test_caches_are_those_that_were_bound_last(engine: SimpleNamespace):
     """vLLM binds small ones first, to see what its graphs take, then takes their memory back and binds its own."""
     layer = bound_layer()
@@ -125,7 +149,7 @@ def test_caches_are_those_that_were_bound_last(engine: SimpleNamespace):
     assert layer.bound_caches() is first
     layer.index_cache.bind_kv_cache(torch.zeros(PAGES, 1, BLOCK_SIZE, DIM))
     second = layer.bound_caches()
-    assert second.index_k_pages is layer.index_cache.kv_cache
+    assert second.index_k_pages.data_ptr() == layer.index_cache.kv_cache.data_ptr()
     layer.kv_cache = torch.tensor([])
     assert layer.caches is None
     layer.bind_kv_cache(torch.zeros(PAGES, KV_HEADS, BLOCK_SIZE, 2 * DIM))

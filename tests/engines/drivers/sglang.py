@@ -125,14 +125,16 @@ prepare_server_args(["--model-path", "m", "--attention-backend", "msa"])
             ({"own": {"quantization": "fp8"}}, "quantization is fp8, but on a CPU MSA serves unquantized weights"),
         ),
         Can.IMAGES: Lack("text only"),
-        Can.MTP_LORA_TRANSFER: refused(
+        Can.KV_TRANSFER: refused(
+            ({"own": {"disaggregation_mode": "prefill"}}, "--disaggregation-mode is prefill, but MSA does not"),
+        ),
+        Can.MTP_LORA: refused(
             (
                 {"own": {"enable_lora": True, "max_lora_rank": 8, "lora_target_modules": ["q_proj"]}},
                 "--enable-lora is set, but msa-backend does not serve LoRA",
             ),
             ({"own": {"speculative_algorithm": "EAGLE"}}, "--speculative-algorithm is EAGLE, but msa-backend"),
             ({"ranks": 2, "own": {"attn_cp_size": 2}}, "--attn-cp-size is 2, but msa-backend does not support"),
-            ({"own": {"disaggregation_mode": "prefill"}}, "--disaggregation-mode is prefill, but MSA does not"),
         ),
         Can.ANY_CHUNK: Lack("it computes whole pages of 128 tokens"),
     }

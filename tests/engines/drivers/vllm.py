@@ -130,12 +130,8 @@ print("MSA" in AttentionBackendEnum.__members__, served_by == "msa_backend.model
             ({"own": {"quantization": "fp8"}}, "quantization is fp8, but on a CPU MSA serves unquantized weights"),
         ),
         Can.IMAGES: Lack("text only"),
-        Can.MTP_LORA_TRANSFER: refused(
+        Can.MTP_LORA: refused(
             ({"own": {"enable_lora": True}}, "--enable-lora is set, but msa-backend does not serve LoRA"),
-            (
-                {"own": {"kv_transfer_config": {"kv_connector": "ExampleConnector", "kv_role": "kv_both"}}},
-                "--kv-transfer-config is set, but MSA does not transfer its caches",
-            ),
             (
                 {"ranks": 2, "own": {"decode_context_parallel_size": 2}},
                 "decode_context_parallel_size is 2, but MSA",
