@@ -13,12 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from .config import M3Config
+from .vision import VisionConfig, canonical_vision_name, expected_vision_shapes
 from .weights import (
     CheckpointError,
+    Part,
     canonical_parts,
     check_expert_count,
     expected_shapes,
     is_quantization_scale,
+    is_vision_weight,
     missing_weights,
     unknown_weights,
 )
@@ -27,21 +30,27 @@ _INDEX = "model.safetensors.index.json"
 _MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors format itself
 
 
-def check_checkpoint(folder: Path, config: M3Config) -> None:
-    """Check that ``folder`` holds exactly the text weights that ``config`` asks for, whole.
+def check_checkpoint(folder: Path, config: M3Config, vision: VisionConfig | None = None) -> None:
+    """Check that ``folder`` holds exactly the weights that are asked for, whole.
 
     A folder without safetensors files is left to the engine's own loader.
+
+    Args:
+        config: of the text model.
+        vision: of the vision half; None where it is not served, and its weights are passed over.
 
     Raises:
         CheckpointError: a shard is missing, truncated or unreadable; a weight is missing, unknown or has
             another shape than the config gives it.
     """
     expected = expected_shapes(config)
+    if vision is not None:
+        expected |= expected_vision_shapes(vision)
     found: set[str] = set()
     unknown: list[str] = []
     for shard in _shards(folder):
         for name, shape in _read_header(shard).items():
-            parts = canonical_parts(name, config)
+            parts = _parts(name, config, vision)
             check_expert_count(name, parts, shape, config)
             for part in parts:
                 if part.name not in expected:
@@ -59,6 +68,12 @@ def check_checkpoint(folder: Path, config: M3Config) -> None:
         raise unknown_weights(set(unknown))
     if missing := expected.keys() - found:
         raise missing_weights(missing)
+
+
+def _parts(name: str, config: M3Config, vision: VisionConfig | None) -> list[Part]:
+    if vision is not None and is_vision_weight(name):
+        return [Part(canonical_vision_name(name))]
+    return canonical_parts(name, config)
 
 
 def _shards(folder: Path) -> list[Path]:

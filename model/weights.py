@@ -20,10 +20,9 @@ from .config import M3Config
 if TYPE_CHECKING:
     from torch import Tensor
 
-# Not part of the text model: the vision tower with its projector, and the draft layers of MTP.
-_OTHER_PARTS = re.compile(
-    r"^(model\.)?(vision_tower|multi_modal_projector|patch_merge_mlp)\.|^(language_model\.)?(model\.)?mtp\."
-)
+# Not part of the text model.
+_VISION = re.compile(r"^(model\.)?(vision_tower|multi_modal_projector|patch_merge_mlp)\.")
+_DRAFT = re.compile(r"^(language_model\.)?(model\.)?mtp\.")
 _PREFIXES = (
     (re.compile(r"^language_model\.(model|lm_head)\."), r"\1."),
     (re.compile(r"^model\.language_model\."), "model."),
@@ -58,9 +57,14 @@ class Part(NamedTuple):
         return shape if self.half is None else (math.ceil(shape[0] / 2), *shape[1:])
 
 
+def is_vision_weight(name: str) -> bool:
+    """Whether the checkpoint tensor ``name`` is of the vision tower, its projector or its merger."""
+    return _VISION.match(name) is not None
+
+
 def canonical_parts(name: str, config: M3Config) -> list[Part]:
     """The canonical weights inside the checkpoint tensor ``name``; none for vision and draft weights."""
-    if _OTHER_PARTS.match(name):
+    if is_vision_weight(name) or _DRAFT.match(name):
         return []
     for pattern, replacement in _PREFIXES:
         name = pattern.sub(replacement, name)

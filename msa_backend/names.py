@@ -6,8 +6,14 @@ BACKEND_NAME = "MSA"
 SGLANG_BACKEND_NAME = BACKEND_NAME.lower()
 """The same in the case SGLang keeps names in, which is the only one it takes."""
 
+TEXT_ARCHITECTURE = "MiniMaxM3SparseForCausalLM"
+"""Text only, in the original form."""
+
+IMAGE_ARCHITECTURE = "MiniMaxM3SparseForConditionalGeneration"
+"""With a vision tower, in both forms."""
+
 M3_ARCHITECTURES = (
-    "MiniMaxM3SparseForCausalLM",  # text only, original form
+    TEXT_ARCHITECTURE,
     "MiniMaxM3VLForCausalLM",  # text only, transformers form
-    "MiniMaxM3SparseForConditionalGeneration",  # with a vision tower, both forms
+    IMAGE_ARCHITECTURE,
 )

@@ -10,15 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 from msa_backend.config import MSAConfigError
 from msa_backend.model.config import M3Config, overlay, text_section
+from msa_backend.model.vision import VisionConfig
 
 if TYPE_CHECKING:
     from vllm.config import ModelConfig, VllmConfig
 
-_KEY = "msa_text_config"
+_KEY = "msa_config"
 
 
-def read_text_config(model_config: ModelConfig) -> dict[str, Any]:
-    """The text section of the model's ``config.json``, with ``--hf-overrides`` laid over it."""
+def read_config(model_config: ModelConfig) -> dict[str, Any]:
+    """The model's ``config.json``, with ``--hf-overrides`` laid over it."""
     from transformers import PreTrainedConfig
 
     overrides = model_config.hf_overrides
@@ -27,16 +28,21 @@ def read_text_config(model_config: ModelConfig) -> dict[str, Any]:
     raw, _ = PreTrainedConfig.get_config_dict(
         model_config.hf_config_path or model_config.model, revision=model_config.revision
     )
-    return dict(text_section(overlay(raw, overrides or {})))
+    return overlay(raw, overrides or {})
 
 
-def record(vllm_config: VllmConfig, text_config: dict[str, Any]) -> None:
-    """Put the text config where every worker finds it."""
+def record(vllm_config: VllmConfig, config: dict[str, Any]) -> None:
+    """Put the config where every worker finds it."""
     if not isinstance(vllm_config.additional_config, dict):
         raise MSAConfigError("additional_config is no dict, but MSA keeps the model's config there; pass a dict")
-    vllm_config.additional_config[_KEY] = text_config
+    vllm_config.additional_config[_KEY] = config
 
 
 def recorded(vllm_config: VllmConfig) -> M3Config:
-    """The config that ``record`` left."""
-    return M3Config.from_text_config(vllm_config.additional_config[_KEY])
+    """The text half of the config that ``record`` left."""
+    return M3Config.from_text_config(text_section(vllm_config.additional_config[_KEY]))
+
+
+def recorded_vision(vllm_config: VllmConfig) -> VisionConfig:
+    """The vision half of the config that ``record`` left."""
+    return VisionConfig.from_config(vllm_config.additional_config[_KEY])

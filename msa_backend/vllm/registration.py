@@ -12,14 +12,17 @@ from vllm.model_executor.models.config import MODELS_CONFIG_MAP, VerifyAndUpdate
 from vllm.transformers_utils.configs.minimax_m3 import MiniMaxM3TextConfig
 from vllm.v1.attention.backends.registry import AttentionBackendEnum, register_backend
 
-from msa_backend.names import BACKEND_NAME
+from msa_backend.names import BACKEND_NAME, IMAGE_ARCHITECTURE
 from msa_backend.patches import vllm_backend_name, vllm_refuse_other_models
 from msa_backend.versions import is_supported, supported_range
+
+from .images import no_images
 
 logger = init_logger("vllm.msa_backend")
 
 BACKEND_CLASS = "msa_backend.vllm.backend.MSABackend"
 MODEL_CLASS = "msa_backend.model.vllm.causal_lm:MiniMaxM3ForCausalLM"
+IMAGE_MODEL_CLASS = "msa_backend.model.vllm.multimodal:MiniMaxM3ForConditionalGeneration"
 DRAFT_ARCHITECTURE = "MiniMaxM3MTP"
 
 
@@ -27,7 +30,7 @@ def register(architectures: Iterable[str], entry_point: Callable[[], None]) -> N
     """Register once per process; later calls change nothing.
 
     Args:
-        architectures: those that our model class serves.
+        architectures: those that our model classes serve.
         entry_point: what calls this in every process of vLLM; a function of a module, so that it pickles.
 
     Raises:
@@ -41,7 +44,8 @@ def register(architectures: Iterable[str], entry_point: Callable[[], None]) -> N
     # vLLM has a class for the text half's config, but looks only for the whole model's type.
     AutoConfig.register(MiniMaxM3TextConfig.model_type, MiniMaxM3TextConfig, exist_ok=True)
     for architecture in architectures:
-        ModelRegistry.register_model(architecture, MODEL_CLASS)
+        takes_images = architecture == IMAGE_ARCHITECTURE and no_images() is None
+        ModelRegistry.register_model(architecture, IMAGE_MODEL_CLASS if takes_images else MODEL_CLASS)
         MODELS_CONFIG_MAP[architecture] = _checked_at_startup(
             MODELS_CONFIG_MAP.get(architecture, VerifyAndUpdateConfig)
         )

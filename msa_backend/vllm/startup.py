@@ -11,9 +11,11 @@ from msa_backend import __version__, refusals
 from msa_backend.config import MSAError
 from msa_backend.kernels.batch import BLOCK_SIZE
 from msa_backend.model.checkpoint import check_checkpoint
-from msa_backend.model.config import M3Config
+from msa_backend.model.config import M3Config, text_section
+from msa_backend.model.vision import VisionConfig
 from msa_backend.names import BACKEND_NAME
 
+from . import images
 from . import model_config as m3
 from .connectors import check_connectors
 
@@ -34,15 +36,16 @@ def prepare(vllm_config: VllmConfig) -> None:
     Raises:
         MSAError: with the one sentence for the user.
     """
-    text_config = m3.read_text_config(vllm_config.model_config)
-    config = M3Config.from_text_config(text_config)
+    whole_config = m3.read_config(vllm_config.model_config)
+    config = M3Config.from_text_config(text_section(whole_config))
     _check_options(vllm_config)
     _check_parallelism(vllm_config, config)
     _check_device(vllm_config, config)
     check_connectors(vllm_config)
+    vision = VisionConfig.from_config(whole_config) if images.settle(vllm_config) else None
     if vllm_config.load_config.load_format != "dummy" and (folder := Path(vllm_config.model_config.model)).is_dir():
-        check_checkpoint(folder, config)
-    m3.record(vllm_config, text_config)
+        check_checkpoint(folder, config, vision)
+    m3.record(vllm_config, whole_config)
     logger.info(
         "msa-backend %s serves this model: %d of %d layers attend to %d of their blocks of %d tokens.",
         __version__,
