@@ -37,7 +37,8 @@ def angles(
         inv_freq_t
     )
     found = torch.cat(
-        [positions[:, axis, None] * inv for axis, inv in enumerate((inv_freq_t, inv_freq_h, inv_freq_w))], dim=-1
+        [positions[:, axis, None].to(inv) * inv for axis, inv in enumerate((inv_freq_t, inv_freq_h, inv_freq_w))],
+        dim=-1,
     )
     return found.cos().expand(3, -1, -1), found.sin().expand(3, -1, -1)
 
@@ -79,11 +80,11 @@ def rotate(
     return q, k
 
 
-def _positions(frames: int, height: int, width: int, merge: int) -> Tensor:
+def _positions(frames: int, rows: int, columns: int, merge: int) -> Tensor:
     """Frame, row and column of each patch, ``[patches, 3]``: frame by frame, and in a frame token by token."""
     import torch
 
-    sizes = (frames, height // merge, width // merge, merge, merge)
+    sizes = (frames, rows // merge, columns // merge, merge, merge)
     frame, row, column, inner_row, inner_column = torch.meshgrid(*map(torch.arange, sizes), indexing="ij")
     return torch.stack((frame, row * merge + inner_row, column * merge + inner_column), dim=-1).flatten(0, -2)
 

@@ -109,7 +109,7 @@ def logprobs(model: Any, ids: list[int], positions: list[int] | None = None, chu
 
 def greedy(model: Any, ids: list[int], count: int, chunk: int = CHUNK) -> Greedy:
     """Continue ``ids`` by the ``count`` most probable tokens; an end-of-sequence token does not stop it."""
-    cache = _new_cache(model)
+    cache = new_cache(model)
     *_, (_, logits) = _forward(model, ids, chunk, cache)
     result = Greedy([], [], [])
     while True:
@@ -162,7 +162,8 @@ def altered_topk(model: Any, topk: int) -> Iterator[None]:
             indexer.topk_blocks = value
 
 
-def _new_cache(model: Any) -> Any:
+def new_cache(model: Any) -> Any:
+    """An empty KV cache of ``transformers`` for one sequence."""
     from transformers import DynamicCache
 
     return DynamicCache(config=model.config.get_text_config())
@@ -174,7 +175,7 @@ def _forward(model: Any, ids: list[int], chunk: int, cache: Any = None) -> Itera
 
     The reference builds dense masks and scores of ``[heads, queries, keys]``, 1.1 GB each for 6,000 tokens at once.
     """
-    cache = _new_cache(model) if cache is None else cache
+    cache = new_cache(model) if cache is None else cache
     for start in range(0, len(ids), chunk):
         part = torch.tensor([ids[start : start + chunk]])
         yield start, model(input_ids=part, past_key_values=cache, use_cache=True).logits[0].float()

@@ -24,8 +24,16 @@ class VLLMEngine(Engine):
         self.llm = llm
 
     def ask(self, prompts: Sequence[PromptIds], max_tokens: int, prompt_logprobs: bool = False) -> list[Answer]:
-        from vllm import SamplingParams
         from vllm.inputs import TokensPrompt
+
+        asked = [TokensPrompt(prompt_token_ids=prompt) for prompt in prompts]
+        return [answer for _, answer in self.ask_with_ids(asked, max_tokens, prompt_logprobs)]
+
+    def ask_with_ids(
+        self, prompts: Sequence[Any], max_tokens: int, prompt_logprobs: bool = False
+    ) -> list[tuple[list[int], Answer]]:
+        """The same for prompts in any form that vLLM knows, with the token ids that it made of each."""
+        from vllm import SamplingParams
 
         sampling = SamplingParams(
             temperature=0,
@@ -35,8 +43,8 @@ class VLLMEngine(Engine):
             prompt_logprobs=0 if prompt_logprobs else None,
             detokenize=False,
         )
-        asked = [TokensPrompt(prompt_token_ids=prompt) for prompt in prompts]
-        return [_answer(output) for output in self.llm.generate(asked, sampling, use_tqdm=False)]
+        outputs = self.llm.generate(prompts, sampling, use_tqdm=False)
+        return [(list(output.prompt_token_ids), _answer(output)) for output in outputs]
 
     def preemptions(self) -> int:
         return self._metric("vllm:num_preemptions")
@@ -129,7 +137,6 @@ print("MSA" in AttentionBackendEnum.__members__, served_by == "msa_backend.model
             ),
             ({"own": {"quantization": "fp8"}}, "quantization is fp8, but on a CPU MSA serves unquantized weights"),
         ),
-        Can.IMAGES: Lack("text only"),
         Can.MTP_LORA: refused(
             ({"own": {"enable_lora": True}}, "--enable-lora is set, but msa-backend does not serve LoRA"),
             (
