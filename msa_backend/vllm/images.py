@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 logger = init_logger("vllm.msa_backend")
 
 MODALITIES = ("image", "video")
+UNSERVED = {"enable_mm_embeds": "embeddings made elsewhere", "mm_encoder_only": "a vision tower alone"}
+"""Options of vLLM that nothing here serves, and what they ask for."""
 
 
 def no_images() -> str | None:
@@ -38,6 +40,9 @@ def settle(vllm_config: VllmConfig) -> bool:
 
     vLLM chooses between its classes before it asks any of them, so ours are told apart by what the class that was
     registered brought: vLLM has a multimodal config only for one that takes images.
+
+    Raises:
+        MSAError: images are wanted in a way that is not served.
     """
     model_config = vllm_config.model_config
     multimodal = model_config.multimodal_config
@@ -49,4 +54,10 @@ def settle(vllm_config: VllmConfig) -> bool:
         model_config.hf_config.architectures = [TEXT_ARCHITECTURE]
         model_config.multimodal_config = None
         return False
+    for option, asked in UNSERVED.items():
+        if getattr(multimodal, option):
+            raise MSAError(
+                f"--{option.replace('_', '-')} is set, but msa-backend does not serve {asked}, only text, images and "
+                "videos; leave it out"
+            )
     return True

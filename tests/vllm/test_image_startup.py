@@ -66,6 +66,13 @@ def test_text_only(tiny: Path, wanted: dict[str, Any]):
 
 
 @with_torchvision
+@pytest.mark.parametrize("option", images.UNSERVED)
+def test_what_is_not_served(tiny: Path, option: str):
+    with pytest.raises(MSAError, match=f"--{option.replace('_', '-')} is set, .* leave it out"):
+        start(tiny, **{option: True})
+
+
+@with_torchvision
 def test_a_vision_weight_is_missed_only_where_images_are_wanted(tmp_path: Path):
     from safetensors.torch import load_file, save_file
 
