@@ -25,7 +25,7 @@ class Can(Enum):
     GPU_KERNELS = "fast GPU kernels"
     QUANTIZATION = "fp8 KV cache"
     IMAGES = "images and video"
-    MTP_LORA_TRANSFER = "MTP speculative decoding, LoRA, KV transfer"
+    LORA_TRANSFER = "LoRA, KV transfer"
 
     # These are no rows.
     FP32 = "fp32"

@@ -112,6 +112,7 @@ prepare_server_args(["--model-path", "m", "--attention-backend", "msa"])
     lacks_anywhere = {
         Can.DRAFTS: refused(
             ({"own": {"speculative_algorithm": "NGRAM"}}, "--speculative-algorithm is NGRAM, but msa-backend"),
+            ({"own": {"speculative_algorithm": "EAGLE"}}, "--speculative-algorithm is EAGLE, but msa-backend"),
         ),
         Can.PIPELINE_PARALLEL: refused(
             ({"own": {"pp_size": 2}}, "--pp-size is 2, but msa-backend does not split the layers"),
@@ -125,12 +126,11 @@ prepare_server_args(["--model-path", "m", "--attention-backend", "msa"])
             ({"own": {"quantization": "fp8"}}, "quantization is fp8, but on a CPU MSA serves unquantized weights"),
         ),
         Can.IMAGES: Lack("text only"),
-        Can.MTP_LORA_TRANSFER: refused(
+        Can.LORA_TRANSFER: refused(
             (
                 {"own": {"enable_lora": True, "max_lora_rank": 8, "lora_target_modules": ["q_proj"]}},
                 "--enable-lora is set, but msa-backend does not serve LoRA",
             ),
-            ({"own": {"speculative_algorithm": "EAGLE"}}, "--speculative-algorithm is EAGLE, but msa-backend"),
             ({"ranks": 2, "own": {"attn_cp_size": 2}}, "--attn-cp-size is 2, but msa-backend does not split one"),
             ({"own": {"disaggregation_mode": "prefill"}}, "--disaggregation-mode is prefill, but MSA does not"),
         ),
