@@ -32,7 +32,7 @@ _NAME = re.compile(r"^(language_model\.)?(model\.)?mtp\.")
 
 def num_modules(text_config: Mapping[str, Any]) -> int:
     """How many MTP modules a text config promises; 1 where it does not say, as engines take it."""
-    return text_config.get(MODULES_KEY, 1)
+    return text_config.get(MODULES_KEY, 1) or 0
 
 
 def module_config(config: M3Config) -> M3Config:

@@ -23,6 +23,7 @@ logger = init_logger("vllm.msa_backend")
 
 WITH_MODULES = "MiniMaxM3SparseForConditionalGeneration"
 """The one architecture in which vLLM looks for MTP modules."""
+TAPS_KEY = "eagle_aux_hidden_state_layer_ids"
 OTHERWISE = "use ngram, or leave --speculative-config out"
 
 
@@ -37,13 +38,14 @@ def check_request(asked: Mapping[str, Any], model_config: ModelConfig) -> None:
         MSAError: the number of draft tokens is missing or does not fit the MTP modules, or there are no modules.
     """
     method, number = asked.get("method") or "", asked.get("num_speculative_tokens")
-    is_mtp = "mtp" in method
-    if (is_mtp or method == "eagle3") and number is None:
+    if "mtp" not in method and method != "eagle3":
+        return
+    if number is None:
         raise MSAError(
             f"speculative method {method} was given without num_speculative_tokens; "
             "say in --speculative-config how many tokens to draft, 1 to 7"
         )
-    if not is_mtp:
+    if method == "eagle3":
         return
     draft = asked.get("model")
     if draft is None and WITH_MODULES not in model_config.architectures:
@@ -69,7 +71,7 @@ def check(vllm_config: VllmConfig, config: M3Config) -> None:
     """Check vLLM's reading of ``--speculative-config`` against what is served and tested.
 
     Raises:
-        MSAError: the method is not served so, or was never run on this device.
+        MSAError: the method is not served so, was never run on this device, or reads layers the model has not.
         CheckpointError: the MTP modules are not those of the config.
     """
     speculative = vllm_config.speculative_config
@@ -85,7 +87,8 @@ def check(vllm_config: VllmConfig, config: M3Config) -> None:
             f"{given} with --pipeline-parallel-size {stages}, but msa-backend drafts on one stage only; "
             f"leave it at 1, or {OTHERWISE}"
         )
-    if speculative.method != "mtp":
+    if speculative.method == "eagle3":
+        _check_taps(speculative.draft_model_config.hf_config, config.num_layers)
         return
     if (dtype := speculative.kv_cache_dtype) not in (None, vllm_config.cache_config.cache_dtype):
         raise MSAError(
@@ -101,4 +104,19 @@ def check(vllm_config: VllmConfig, config: M3Config) -> None:
             "The first of the %d MTP modules drafts every token and the others stay idle: vLLM does not say which "
             "draft token a module is run for, so late drafts are accepted more rarely.",
             modules,
+        )
+
+
+def _check_taps(draft: Any, num_layers: int) -> None:
+    """vLLM drops a tap that is named twice or lies outside of the model, and then fails on the shape of the others."""
+    of_eagle = getattr(draft, "eagle_config", None) or {}
+    if not of_eagle.get("use_aux_hidden_state", True):
+        return
+    named = getattr(draft, TAPS_KEY, None) or of_eagle.get(TAPS_KEY)
+    # vLLM's default.
+    taps = list(named or (2, num_layers // 2, num_layers - 3))
+    if len(set(taps)) < len(taps) or not all(0 <= tap <= num_layers for tap in taps):
+        raise MSAError(
+            f"the EAGLE3 draft reads hidden states before layers {taps}{'' if named else ' by default'}, but the model "
+            f"has {num_layers}; name different ones, 0 to {num_layers}, as {TAPS_KEY} in the draft's config.json"
         )

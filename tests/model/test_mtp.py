@@ -45,7 +45,7 @@ def test_a_module_is_a_sparse_layer_of_experts_between_two_inputs_and_a_norm():
 
 
 def test_a_config_that_does_not_say_has_one_module():
-    assert (num_modules({}), num_modules({"num_mtp_modules": 3})) == (1, 3)
+    assert [num_modules(config) for config in ({}, {"num_mtp_modules": 3}, {"num_mtp_modules": None})] == [1, 3, 0]
 
 
 def check_files(weights: Weights, folder: Path) -> None:

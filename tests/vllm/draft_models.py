@@ -30,6 +30,12 @@ def rewrite(folder: Path, change: Callable[[Weights], None]) -> Path:
     return folder
 
 
+def tensor(folder: Path, name: str) -> torch.Tensor:
+    """One tensor of a checkpoint of any number of files."""
+    (found,) = (part[name] for part in map(load_file, folder.glob("*.safetensors")) if name in part)
+    return found
+
+
 def silence(weights: Weights, layer: int) -> None:
     """Let a decoder layer add nothing."""
     for name in weights:
@@ -150,7 +156,7 @@ def write_eagle3_draft(folder: Path, target: Path, taps: list[int] | None) -> Pa
     weights = {
         "fc.weight": torch.cat((1000 * one, none, -1000 * one), dim=1),
         # Llama's norm scales by its weight, MiniMax-M3's by weight + 1.
-        "norm.weight": load_file(target / "model.safetensors")[f"{ROOT}.norm.weight"] + 1,
+        "norm.weight": tensor(target, f"{ROOT}.norm.weight") + 1,
         f"{layer}.self_attn.v_proj.weight": torch.cat((one, -one), dim=1),
         f"{layer}.self_attn.v_proj.bias": torch.zeros(shape.hidden),
         f"{layer}.self_attn.o_proj.weight": one.clone(),

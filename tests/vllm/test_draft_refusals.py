@@ -121,6 +121,27 @@ def test_pipeline_parallelism(model: Path):
     assert "speculative method is mtp with --pipeline-parallel-size 2" in message
 
 
+@pytest.mark.parametrize(
+    ("taps", "says"),
+    [
+        (None, "before layers [2, 2, 1] by default"),
+        ([1, 1, 3], "[1, 1, 3], but the model has 4"),
+        ([0, 2, 5], "0 to 4"),
+    ],
+)
+def test_taps_that_the_target_does_not_have(tiny: Path, tmp_path: Path, taps: list[int] | None, says: str):
+    draft = draft_models.write_eagle3_draft(tmp_path / "draft", tiny, taps)
+    assert says in refusal(tiny, method="eagle3", model=str(draft), num_speculative_tokens=3)
+
+
+@pytest.mark.parametrize("change", [{}, {"eagle_config": {"use_aux_hidden_state": False}}])
+def test_taps_that_it_has(tiny: Path, tmp_path: Path, change: dict[str, Any]):
+    draft = draft_models.write_eagle3_draft(tmp_path / "draft", tiny, [0, 2, 4])
+    config = json.loads((draft / "config.json").read_text())
+    (draft / "config.json").write_text(json.dumps(config | change))
+    parse(tiny, method="eagle3", model=str(draft), num_speculative_tokens=3)
+
+
 def gpu(method: str, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """vLLM's reading of the options on a GPU, as far as it gets."""
     platform = SimpleNamespace(is_cpu=lambda: False, device_type="cuda")

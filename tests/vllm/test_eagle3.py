@@ -28,7 +28,7 @@ def target(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_drafts_from_the_right_layers(target: Path, taps: list[int] | None, tmp_path: Path):
     """The answers are the target's, and drafts are accepted at each place as often as the answer is a successor.
 
-    0.76, 0.76 and 0.78 of those that were reached; none at all with the last tap one layer later.
+    0.77, 0.72 and 0.79 of those that were reached; none at all with the last tap one layer later.
     """
     draft = write_eagle3_draft(tmp_path / "draft", target, taps)
     own = {"speculative_config": {"method": "eagle3", "model": str(draft), "num_speculative_tokens": 3}}
