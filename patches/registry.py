@@ -9,12 +9,14 @@ from . import (
     vllm_backend_name,
     vllm_cpu_version,
     vllm_refuse_other_models,
+    vllm_speculative_config,
 )
 
 PATCHES: tuple[Patch[...], ...] = (
     vllm_cpu_version.PATCH,
     vllm_backend_name.PATCH,
     vllm_refuse_other_models.PATCH,
+    vllm_speculative_config.PATCH,
     sglang_attn_backend_wrapper.PATCH,
     sglang_model_config.PATCH,
 )

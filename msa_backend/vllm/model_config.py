@@ -19,15 +19,19 @@ _KEY = "msa_text_config"
 
 def read_text_config(model_config: ModelConfig) -> dict[str, Any]:
     """The text section of the model's ``config.json``, with ``--hf-overrides`` laid over it."""
-    from transformers import PreTrainedConfig
-
     overrides = model_config.hf_overrides
     if callable(overrides):
         raise MSAConfigError("hf_overrides is a function, but MSA reads config.json itself; pass a dict instead")
-    raw, _ = PreTrainedConfig.get_config_dict(
-        model_config.hf_config_path or model_config.model, revision=model_config.revision
-    )
+    raw = read_config_file(model_config.hf_config_path or model_config.model, model_config.revision)
     return dict(text_section(overlay(raw, overrides or {})))
+
+
+def read_config_file(model: str, revision: str | None) -> dict[str, Any]:
+    """The ``config.json`` of a folder or a repository, as it is."""
+    from transformers import PreTrainedConfig
+
+    raw, _ = PreTrainedConfig.get_config_dict(model, revision=revision)
+    return raw
 
 
 def record(vllm_config: VllmConfig, text_config: dict[str, Any]) -> None:
