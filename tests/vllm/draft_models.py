@@ -15,8 +15,8 @@ from msa_backend.tiny import TinyShape, write_tiny_checkpoint
 ROOT = "language_model.model"
 MODULE = f"{ROOT}.mtp.layers.0"
 OUTPUTS = ("o_proj.weight", "w2.weight", "down_proj.weight")
-LOUDER = 10
-"""How much more the clone's attention says than the tiny checkpoint's."""
+LOUDER, LOUDER_EXPERTS = 10, 40
+"""How much more attention and experts say in a layer that is copied than in the tiny checkpoint."""
 
 Weights = dict[str, torch.Tensor]
 
@@ -54,10 +54,16 @@ def write_clone(folder: Path) -> Path:
     """A target that is one layer, and an MTP module that is that layer: the draft is right where its caches are.
 
     Two things differ all the same: the module never sees the first token, and its blocks begin one token later. The
-    attention is ten times as loud as in the tiny checkpoint: there it changes so few tokens that every draft is
-    accepted whatever the caches hold.
+    attention and the experts are much louder than in the tiny checkpoint: there they change so few tokens that every
+    draft is accepted whatever they say.
     """
-    return _write_copied(folder, lambda weights, layer: weights[f"{layer}.self_attn.o_proj.weight"].mul_(LOUDER))
+
+    def louder(weights: Weights, layer: str) -> None:
+        for name in weights:
+            if name.startswith(f"{layer}.") and name.endswith(OUTPUTS):
+                weights[name] *= LOUDER if "o_proj" in name else LOUDER_EXPERTS
+
+    return _write_copied(folder, louder)
 
 
 def write_own(folder: Path) -> Path:
