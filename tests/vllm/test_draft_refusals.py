@@ -42,6 +42,15 @@ def test_served(model: Path, number: int):
     parse(model, num_speculative_tokens=number)
 
 
+def test_a_method_that_no_test_runs(model: Path, monkeypatch: pytest.MonkeyPatch):
+    given = {"method": "ngram_gpu", "num_speculative_tokens": 2}
+    assert "speculative method is ngram_gpu, but msa-backend is tested with ngram, eagle3 and mtp" in refusal(
+        model, **given
+    )
+    monkeypatch.setenv(ALLOW_UNTESTED, "1")
+    parse(model, **given)
+
+
 @pytest.mark.parametrize("method", ["mtp", "eagle3", "minimax_m3_mtp"])
 def test_no_number_of_tokens(model: Path, method: str):
     assert "without num_speculative_tokens" in refusal(model, method=method, model=str(model))
