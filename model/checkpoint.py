@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from .config import M3Config
+from .mtp import check_mtp_shapes
 from .vision import VisionConfig, canonical_vision_name, expected_vision_shapes
 from .weights import (
     CheckpointError,
@@ -74,6 +75,20 @@ def _parts(name: str, config: M3Config, vision: VisionConfig | None) -> list[Par
     if vision is not None and is_vision_weight(name):
         return [Part(canonical_vision_name(name))]
     return canonical_parts(name, config)
+
+
+def check_mtp_checkpoint(folder: Path, config: M3Config, modules: int) -> None:
+    """Check that ``folder`` holds exactly the weights of ``modules`` MTP modules, besides whatever else it holds.
+
+    A folder without safetensors files is left to the engine's own loader.
+
+    Raises:
+        CheckpointError: a shard is missing, truncated or unreadable; there are no MTP weights, or one is missing,
+            unknown or has another shape than the config gives it.
+    """
+    found = {name: shape for shard in _shards(folder) for name, shape in _read_header(shard).items()}
+    if found:
+        check_mtp_shapes(found, config, modules)
 
 
 def _shards(folder: Path) -> list[Path]:

@@ -131,6 +131,13 @@ def unknown_weights(names: Iterable[str]) -> CheckpointError:
     )
 
 
+def other_shape(name: str, found: tuple[int, ...], expected: tuple[int, ...]) -> CheckpointError:
+    return CheckpointError(
+        f"{name} has the shape {list(found)}, but config.json makes it {list(expected)}; "
+        "they belong to different models"
+    )
+
+
 def missing_weights(names: Iterable[str]) -> CheckpointError:
     return CheckpointError(
         f"the checkpoint lacks weights that its config asks for: {_some(names)}; download it again, "
@@ -140,45 +147,51 @@ def missing_weights(names: Iterable[str]) -> CheckpointError:
 
 def expected_shapes(config: M3Config) -> dict[str, tuple[int, ...]]:
     """Canonical name and shape of every weight of the text model."""
-    msa, hidden = config.msa, config.hidden_size
     shapes: dict[str, tuple[int, ...]] = {
-        "model.embed_tokens.weight": (config.vocab_size, hidden),
-        "model.norm.weight": (hidden,),
+        "model.embed_tokens.weight": (config.vocab_size, config.hidden_size),
+        "model.norm.weight": (config.hidden_size,),
     }
     if not config.tie_word_embeddings:
-        shapes["lm_head.weight"] = (config.vocab_size, hidden)
+        shapes["lm_head.weight"] = (config.vocab_size, config.hidden_size)
+    for index, (is_sparse, is_moe) in enumerate(zip(config.msa.sparse_layers, config.moe_layers, strict=True)):
+        shapes |= layer_shapes(f"model.layers.{index}", config, is_sparse=is_sparse, is_moe=is_moe)
+    return shapes
+
+
+def layer_shapes(layer: str, config: M3Config, *, is_sparse: bool, is_moe: bool) -> dict[str, tuple[int, ...]]:
+    """Canonical name and shape of every weight of one decoder layer, whose own name is ``layer``."""
+    msa, hidden = config.msa, config.hidden_size
+    shapes: dict[str, tuple[int, ...]] = {}
 
     def mlp(prefix: str, names: tuple[str, str, str], width: int) -> None:
         gate, up, down = names
         shapes[f"{prefix}.{gate}.weight"] = shapes[f"{prefix}.{up}.weight"] = (width, hidden)
         shapes[f"{prefix}.{down}.weight"] = (hidden, width)
 
-    for index, (is_sparse, is_moe) in enumerate(zip(msa.sparse_layers, config.moe_layers, strict=True)):
-        layer = f"model.layers.{index}"
-        shapes[f"{layer}.input_layernorm.weight"] = shapes[f"{layer}.post_attention_layernorm.weight"] = (hidden,)
-        attention = f"{layer}.self_attn"
-        shapes[f"{attention}.q_proj.weight"] = (msa.num_heads * msa.head_dim, hidden)
-        shapes[f"{attention}.o_proj.weight"] = (hidden, msa.num_heads * msa.head_dim)
-        for matrix in ("k_proj", "v_proj"):
-            shapes[f"{attention}.{matrix}.weight"] = (msa.num_kv_heads * msa.head_dim, hidden)
-        for norm in ("q_norm", "k_norm"):
-            shapes[f"{attention}.{norm}.weight"] = (msa.head_dim,)
-        if is_sparse:
-            shapes[f"{attention}.index_q_proj.weight"] = (msa.num_index_heads * msa.index_dim, hidden)
-            shapes[f"{attention}.index_k_proj.weight"] = (msa.index_dim, hidden)
-            for norm in ("index_q_norm", "index_k_norm"):
-                shapes[f"{attention}.{norm}.weight"] = (msa.index_dim,)
-        if not is_moe:
-            mlp(f"{layer}.mlp", ("gate_proj", "up_proj", "down_proj"), config.dense_intermediate_size)
-            continue
-        moe = f"{layer}.block_sparse_moe"
-        shapes[f"{moe}.gate.weight"] = (config.num_experts, hidden)
-        if config.use_routing_bias:
-            shapes[f"{moe}.e_score_correction_bias"] = (config.num_experts,)
-        for expert in range(config.num_experts):
-            mlp(f"{moe}.experts.{expert}", ("w1", "w3", "w2"), config.moe_intermediate_size)
-        if config.shared_intermediate_size:
-            mlp(f"{moe}.shared_experts", ("gate_proj", "up_proj", "down_proj"), config.shared_intermediate_size)
+    shapes[f"{layer}.input_layernorm.weight"] = shapes[f"{layer}.post_attention_layernorm.weight"] = (hidden,)
+    attention = f"{layer}.self_attn"
+    shapes[f"{attention}.q_proj.weight"] = (msa.num_heads * msa.head_dim, hidden)
+    shapes[f"{attention}.o_proj.weight"] = (hidden, msa.num_heads * msa.head_dim)
+    for matrix in ("k_proj", "v_proj"):
+        shapes[f"{attention}.{matrix}.weight"] = (msa.num_kv_heads * msa.head_dim, hidden)
+    for norm in ("q_norm", "k_norm"):
+        shapes[f"{attention}.{norm}.weight"] = (msa.head_dim,)
+    if is_sparse:
+        shapes[f"{attention}.index_q_proj.weight"] = (msa.num_index_heads * msa.index_dim, hidden)
+        shapes[f"{attention}.index_k_proj.weight"] = (msa.index_dim, hidden)
+        for norm in ("index_q_norm", "index_k_norm"):
+            shapes[f"{attention}.{norm}.weight"] = (msa.index_dim,)
+    if not is_moe:
+        mlp(f"{layer}.mlp", ("gate_proj", "up_proj", "down_proj"), config.dense_intermediate_size)
+        return shapes
+    moe = f"{layer}.block_sparse_moe"
+    shapes[f"{moe}.gate.weight"] = (config.num_experts, hidden)
+    if config.use_routing_bias:
+        shapes[f"{moe}.e_score_correction_bias"] = (config.num_experts,)
+    for expert in range(config.num_experts):
+        mlp(f"{moe}.experts.{expert}", ("w1", "w3", "w2"), config.moe_intermediate_size)
+    if config.shared_intermediate_size:
+        mlp(f"{moe}.shared_experts", ("gate_proj", "up_proj", "down_proj"), config.shared_intermediate_size)
     return shapes
 
 

@@ -9,6 +9,7 @@ from . import (
     vllm_backend_name,
     vllm_cpu_version,
     vllm_refuse_other_models,
+    vllm_speculative_config,
     vllm_vision_rope,
 )
 
@@ -16,6 +17,7 @@ PATCHES: tuple[Patch[...], ...] = (
     vllm_cpu_version.PATCH,
     vllm_backend_name.PATCH,
     vllm_refuse_other_models.PATCH,
+    vllm_speculative_config.PATCH,
     vllm_vision_rope.PATCH,
     sglang_attn_backend_wrapper.PATCH,
     sglang_model_config.PATCH,

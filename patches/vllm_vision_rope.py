@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from . import APPLIED, NOT_APPLIED, NOT_NEEDED, Patch, PatchError
+from . import APPLIED, NOT_NEEDED, Patch, PatchError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -109,10 +109,11 @@ def _status() -> str:
 
     if not current_platform.is_cpu():
         return f"{NOT_NEEDED}: Triton runs on this platform"
+    # Applied by the model as it builds its tower; vLLM's start-up imports the module without building anything.
     tower: Any = sys.modules.get(_TOWER)
-    if tower is None:
-        return f"{NOT_NEEDED}: no model with a vision tower was loaded in this process"
-    return APPLIED if tower.triton_mrope is rotate else NOT_APPLIED
+    if tower is not None and tower.triton_mrope is rotate:
+        return APPLIED
+    return f"{NOT_NEEDED}: no vision tower was built in this process"
 
 
 PATCH = Patch(

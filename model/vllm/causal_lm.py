@@ -10,7 +10,7 @@ from torch import nn
 from vllm.distributed import get_pp_group
 from vllm.model_executor.layers.logits_processor import LogitsProcessor
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
-from vllm.model_executor.models.interfaces import SupportsPP
+from vllm.model_executor.models.interfaces import SupportsEagle3, SupportsPP
 from vllm.model_executor.models.utils import PPMissingLayer, maybe_prefix
 
 from msa_backend.vllm.model_config import recorded
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from vllm.sequence import IntermediateTensors
 
 
-class MiniMaxM3ForCausalLM(nn.Module, SupportsPP):
+class MiniMaxM3ForCausalLM(nn.Module, SupportsPP, SupportsEagle3):
     """MiniMax-M3's text model with its language head.
 
     Also serves the text half of ``MiniMaxM3SparseForConditionalGeneration``; vision weights are passed over.
@@ -61,7 +61,7 @@ class MiniMaxM3ForCausalLM(nn.Module, SupportsPP):
         positions: torch.Tensor,
         intermediate_tensors: IntermediateTensors | None = None,
         inputs_embeds: torch.Tensor | None = None,
-    ) -> torch.Tensor | IntermediateTensors:
+    ) -> torch.Tensor | tuple[torch.Tensor, list[torch.Tensor]] | IntermediateTensors:
         return self.model(input_ids, positions, intermediate_tensors, inputs_embeds)
 
     def compute_logits(self, hidden_states: torch.Tensor) -> torch.Tensor | None:

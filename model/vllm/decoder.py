@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from vllm.distributed import get_pp_group
 from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
+from vllm.model_executor.models.interfaces import EagleModelMixin
 from vllm.model_executor.models.utils import PPMissingLayer, make_empty_intermediate_tensors_factory, make_layers
 from vllm.sequence import IntermediateTensors
 
@@ -51,8 +52,11 @@ class M3DecoderLayer(nn.Module):
         return feed_forward(hidden_states), residual
 
 
-class M3Model(nn.Module):
-    """Embedding, decoder layers, final norm; under pipeline parallelism, this rank's share of them."""
+class M3Model(nn.Module, EagleModelMixin):
+    """Embedding, decoder layers, final norm; under pipeline parallelism, this rank's share of them.
+
+    For EAGLE3 also what enters the layers that vLLM names, counted from 0; one past the last is what leaves it.
+    """
 
     def __init__(self, config: M3Config, vllm_config: VllmConfig, prefix: str) -> None:
         super().__init__()
@@ -80,15 +84,25 @@ class M3Model(nn.Module):
         positions: torch.Tensor,
         intermediate_tensors: IntermediateTensors | None = None,
         inputs_embeds: torch.Tensor | None = None,
-    ) -> torch.Tensor | IntermediateTensors:
+    ) -> torch.Tensor | tuple[torch.Tensor, list[torch.Tensor]] | IntermediateTensors:
+        """
+        Returns:
+            ``[num_tokens, hidden_size]`` after the final norm, with a list of as many for EAGLE3 if it asked for any;
+            on a rank that is not the last, what the next one needs.
+        """
         if intermediate_tensors is not None:
             hidden_states, residual = intermediate_tensors["hidden_states"], intermediate_tensors["residual"]
         else:
             hidden_states = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
             residual = None
-        for layer in self.layers[self.start_layer : self.end_layer]:
+        aux_hidden_states: list[torch.Tensor] = []
+        if 0 in self.aux_hidden_state_layers:
+            # A copy: without a residual to add, the first layer makes this one the residual, and norms add in place.
+            aux_hidden_states.append(hidden_states.clone())
+        for index, layer in enumerate(self.layers[self.start_layer : self.end_layer], self.start_layer):
             hidden_states, residual = layer(positions, hidden_states, residual)
+            self._maybe_add_hidden_state(aux_hidden_states, index + 1, hidden_states, residual)
         if not get_pp_group().is_last_rank:
             return IntermediateTensors({"hidden_states": hidden_states, "residual": residual})
         hidden_states, _ = self.norm(hidden_states, residual)
-        return hidden_states
+        return (hidden_states, aux_hidden_states) if aux_hidden_states else hidden_states

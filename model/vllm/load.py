@@ -13,6 +13,7 @@ from vllm.model_executor.model_loader.weight_utils import default_weight_loader
 from vllm.model_executor.models.utils import is_pp_missing_parameter
 
 from ..config import M3Config
+from ..mtp import mtp_weights
 from ..weights import canonical_weights
 from .mlp import M3MoE
 
@@ -29,7 +30,7 @@ _FUSED = (
 
 
 def load_weights(model: nn.Module, weights: Iterable[tuple[str, torch.Tensor]], config: M3Config) -> set[str]:
-    """Load a checkpoint in any of its three forms.
+    """Load the text model from a checkpoint in any of its three forms.
 
     Returns:
         The names of the parameters that were filled; vLLM checks that none was left out.
@@ -37,6 +38,24 @@ def load_weights(model: nn.Module, weights: Iterable[tuple[str, torch.Tensor]], 
     Raises:
         CheckpointError: a weight is unknown, missing or there twice.
     """
+    return fill(model, canonical_weights(weights, config), config)
+
+
+def load_mtp_module(model: nn.Module, weights: Iterable[tuple[str, torch.Tensor]], config: M3Config) -> set[str]:
+    """Load the first MTP module of a checkpoint, as ``model.layers.0``.
+
+    Returns:
+        As :func:`load_weights`.
+
+    Raises:
+        CheckpointError: a weight of the module is unknown or missing.
+    """
+    module = ((name.replace(".mtp.", "."), tensor) for name, tensor in mtp_weights(weights, config, 0))
+    return fill(model, module, config)
+
+
+def fill(model: nn.Module, canonical: Iterable[tuple[str, torch.Tensor]], config: M3Config) -> set[str]:
+    """Put whole weights, by the names of ``model``'s parameters before vLLM fused them, where they belong."""
     parameters = dict(model.named_parameters())
     experts = {
         checkpoint_name: (fused_name, expert, shard)
@@ -49,7 +68,7 @@ def load_weights(model: nn.Module, weights: Iterable[tuple[str, torch.Tensor]], 
         )
     }
     loaded = set()
-    for name, tensor in canonical_weights(weights, config):
+    for name, tensor in canonical:
         # Block scales of quantized checkpoints; vLLM's layers call them without the suffix.
         name = name.replace(".weight_scale_inv", ".weight_scale")
         arguments: tuple[Any, ...] = ()

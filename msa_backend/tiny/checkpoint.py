@@ -57,8 +57,8 @@ def write_tiny_checkpoint(
         TinyCheckpointError: an argument or the directory does not allow it, or a package is missing.
     """
     directory = Path(directory)
-    _check(directory, form, dtype, shards, seed, overwrite)
     shape = shape or TinyShape()
+    _check(directory, form, dtype, shards, seed, overwrite, shape)
     from msa_backend.tiny.weights import random_weights
 
     weights = _in_dtype(random_weights(shape, seed), dtype)
@@ -83,13 +83,18 @@ def write_tiny_checkpoint(
     return directory
 
 
-def _check(directory: Path, form: str, dtype: str, shards: int, seed: int, overwrite: bool) -> None:
+def _check(directory: Path, form: str, dtype: str, shards: int, seed: int, overwrite: bool, shape: TinyShape) -> None:
     if form not in FORMS:
         raise TinyCheckpointError(f"the form is {form!r}, but must be one of {', '.join(FORMS)}")
     if dtype not in DTYPES:
         raise TinyCheckpointError(f"the dtype is {dtype!r}, but must be one of {', '.join(DTYPES)}")
     if shards < 1 or seed < 0:
         raise TinyCheckpointError(f"shards={shards} and seed={seed}, but shards start at 1 and seeds at 0")
+    if shape.mtp_modules < 0 or (shape.mtp_modules and form != "original"):
+        raise TinyCheckpointError(
+            f"mtp_modules={shape.mtp_modules} and form={form!r}, but modules start at 0, and transformers saves none; "
+            "choose the original form"
+        )
     if directory.exists() and not directory.is_dir():
         raise TinyCheckpointError(f"{directory} is a file; name a directory to write the checkpoint to")
     if directory.is_dir() and any(directory.iterdir()) and not overwrite:

@@ -8,6 +8,7 @@ from typing import Any
 
 from msa_backend.tiny.checkpoint import DTYPES, FORMS, write_tiny_checkpoint
 from msa_backend.tiny.errors import TinyCheckpointError
+from msa_backend.tiny.shape import TinyShape
 
 
 def add_parser(subparsers: Any) -> None:
@@ -27,6 +28,9 @@ def add_parser(subparsers: Any) -> None:
         "--shards", type=int, default=1, metavar="N", help="number of weight files (default: %(default)s)"
     )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="random seed (default: %(default)s)")
+    parser.add_argument(
+        "--mtp-modules", type=int, default=0, metavar="N", help="modules that draft tokens (default: %(default)s)"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace a checkpoint that already exists in DIR")
     parser.set_defaults(run=run)
 
@@ -41,6 +45,7 @@ def run(args: argparse.Namespace) -> int:
             shards=args.shards,
             seed=args.seed,
             overwrite=args.overwrite,
+            shape=TinyShape(mtp_modules=args.mtp_modules),
         )
     except (TinyCheckpointError, OSError) as error:
         print(f"msa-backend tiny: {error}", file=sys.stderr)

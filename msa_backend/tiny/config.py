@@ -28,7 +28,7 @@ def original_config(shape: TinyShape, dtype: str) -> dict[str, Any]:
         "n_shared_experts": 1,
         "scoring_func": "sigmoid",
         "use_routing_bias": True,
-        "num_mtp_modules": 0,
+        "num_mtp_modules": shape.mtp_modules,
         "moe_layer_freq": [int(flag) for flag in shape.moe],
         "sparse_attention_config": {
             "use_sparse_attention": True,

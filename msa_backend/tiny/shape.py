@@ -19,6 +19,7 @@ class TinyShape:
         experts_per_token: routed experts a token is sent to.
         expert_size: width of a routed expert, and of the shared one.
         dense_size: width of the MLP in layers without experts.
+        mtp_modules: modules that draft tokens, in the original form alone.
     """
 
     hidden: int = 256
@@ -36,6 +37,7 @@ class TinyShape:
     expert_size: int = 128
     dense_size: int = 384
     routed_scaling: float = 2.0
+    mtp_modules: int = 0
     vision_hidden: int = 160
     vision_heads: int = 2
     vision_layers: int = 2

@@ -38,6 +38,7 @@ ATTENTION_LOGIT_SPREAD = 1.5
 ATTENTION_GAIN = 0.8
 SWIGLU_INPUT_SPREAD = 2.5
 MLP_GAIN = 0.04
+MTP_MIX = 0.1
 ROUTER_SPREAD = 1.5
 ROUTING_BIAS = 0.2
 LOGIT_SPREAD = 3.0
@@ -83,7 +84,9 @@ def _text(draw: Draw, shape: TinyShape) -> None:
             _experts(draw, f"{prefix}.block_sparse_moe", shape)
         else:
             _swiglu(draw, f"{prefix}.mlp", ("gate_proj", "down_proj", "up_proj"), shape.hidden, shape.dense_size)
-    draw(f"{root}.norm.weight", shape.hidden, spread=0.1)
+    norm = draw(f"{root}.norm.weight", shape.hidden, spread=0.1).result()
+    for module in range(shape.mtp_modules):
+        _mtp(draw, f"{root}.mtp.layers.{module}", shape, norm)
 
     spread = LOGIT_SPREAD * shape.hidden**-0.5
     head = draw("language_model.lm_head.weight", vocab_size(), shape.hidden, spread=spread).result()
@@ -96,6 +99,19 @@ def _text(draw: Draw, shape: TinyShape) -> None:
         successor = words[(number + SUCCESSOR_STRIDE) % len(words)]
         head[successor] += embedding[words[number]] * (SUCCESSOR * TinyShape.hidden / shape.hidden)
     head[words.stop :] = 0.0
+
+
+def _mtp(draw: Draw, prefix: str, shape: TinyShape, norm: torch.Tensor) -> None:
+    """A module that drafts the successor of a word, which the answer is whenever attention does not change it."""
+    for name in ("enorm", "hnorm"):
+        draw(f"{prefix}.{name}.weight", shape.hidden, spread=0.1)
+    projection = draw(f"{prefix}.eh_proj.weight", shape.hidden, 2 * shape.hidden, spread=MTP_MIX * shape.hidden**-0.5)
+    projection.result()[:, : shape.hidden].diagonal().add_(1.0)
+    draw(f"{prefix}.final_layernorm.weight", shape.hidden, spread=0.0).result().copy_(norm)
+    _attention(draw, f"{prefix}.transformer_layer.self_attn", shape, sparse=True)
+    for name in ("input_layernorm", "post_attention_layernorm"):
+        draw(f"{prefix}.transformer_layer.{name}.weight", shape.hidden, spread=0.1)
+    _experts(draw, f"{prefix}.transformer_layer.block_sparse_moe", shape)
 
 
 def _attention(draw: Draw, prefix: str, shape: TinyShape, sparse: bool) -> None:

@@ -60,4 +60,6 @@ def settle(vllm_config: VllmConfig) -> bool:
                 f"--{option.replace('_', '-')} is set, but msa-backend does not serve {asked}, only text, images and "
                 "videos; leave it out"
             )
+    if vllm_config.speculative_config is not None:
+        refusals.check_tested("--speculative-config is given and the model takes images", "--language-model-only then")
     return True

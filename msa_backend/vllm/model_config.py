@@ -20,15 +20,19 @@ _KEY = "msa_config"
 
 def read_config(model_config: ModelConfig) -> dict[str, Any]:
     """The model's ``config.json``, with ``--hf-overrides`` laid over it."""
-    from transformers import PreTrainedConfig
-
     overrides = model_config.hf_overrides
     if callable(overrides):
         raise MSAConfigError("hf_overrides is a function, but MSA reads config.json itself; pass a dict instead")
-    raw, _ = PreTrainedConfig.get_config_dict(
-        model_config.hf_config_path or model_config.model, revision=model_config.revision
-    )
+    raw = read_config_file(model_config.hf_config_path or model_config.model, model_config.revision)
     return overlay(raw, overrides or {})
+
+
+def read_config_file(model: str, revision: str | None) -> dict[str, Any]:
+    """The ``config.json`` of a folder or a repository, as it is."""
+    from transformers import PreTrainedConfig
+
+    raw, _ = PreTrainedConfig.get_config_dict(model, revision=revision)
+    return raw
 
 
 def record(vllm_config: VllmConfig, config: dict[str, Any]) -> None:

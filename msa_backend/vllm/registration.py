@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import vllm
 from transformers import AutoConfig
@@ -13,7 +14,7 @@ from vllm.transformers_utils.configs.minimax_m3 import MiniMaxM3TextConfig
 from vllm.v1.attention.backends.registry import AttentionBackendEnum, register_backend
 
 from msa_backend.names import BACKEND_NAME, IMAGE_ARCHITECTURE
-from msa_backend.patches import vllm_backend_name, vllm_refuse_other_models
+from msa_backend.patches import vllm_backend_name, vllm_refuse_other_models, vllm_speculative_config
 from msa_backend.versions import is_supported, supported_range
 
 from .images import no_images
@@ -24,6 +25,7 @@ BACKEND_CLASS = "msa_backend.vllm.backend.MSABackend"
 MODEL_CLASS = "msa_backend.model.vllm.causal_lm:MiniMaxM3ForCausalLM"
 IMAGE_MODEL_CLASS = "msa_backend.model.vllm.multimodal:MiniMaxM3ForConditionalGeneration"
 DRAFT_ARCHITECTURE = "MiniMaxM3MTP"
+DRAFT_CLASS = "msa_backend.model.vllm.mtp:MiniMaxM3MTP"
 
 
 def register(architectures: Iterable[str], entry_point: Callable[[], None]) -> None:
@@ -49,10 +51,9 @@ def register(architectures: Iterable[str], entry_point: Callable[[], None]) -> N
         MODELS_CONFIG_MAP[architecture] = _checked_at_startup(
             MODELS_CONFIG_MAP.get(architecture, VerifyAndUpdateConfig)
         )
-    # vLLM looks at the draft's class before it asks the target's start-up check, which refuses MTP. Its own draft
-    # class would fail that look on a CPU, with a stack trace in place of the refusal.
-    ModelRegistry.register_model(DRAFT_ARCHITECTURE, MODEL_CLASS)
+    ModelRegistry.register_model(DRAFT_ARCHITECTURE, DRAFT_CLASS)
     vllm_refuse_other_models.PATCH.apply(frozenset(architectures))
+    vllm_speculative_config.PATCH.apply(frozenset(architectures), _check_drafts)
 
 
 def warn_outside_tested_versions(version: str) -> bool:
@@ -65,6 +66,12 @@ def warn_outside_tested_versions(version: str) -> bool:
         supported_range("vllm"),
     )
     return True
+
+
+def _check_drafts(asked: Mapping[str, Any], model_config: vllm.config.ModelConfig) -> None:
+    from .drafts import check_request
+
+    check_request(asked, model_config)
 
 
 def _checked_at_startup(existing: type[VerifyAndUpdateConfig]) -> type[VerifyAndUpdateConfig]:

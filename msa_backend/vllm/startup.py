@@ -15,7 +15,7 @@ from msa_backend.model.config import M3Config, text_section
 from msa_backend.model.vision import VisionConfig
 from msa_backend.names import BACKEND_NAME
 
-from . import images
+from . import drafts, images
 from . import model_config as m3
 from .connectors import check_connectors
 
@@ -45,6 +45,7 @@ def prepare(vllm_config: VllmConfig) -> None:
     vision = VisionConfig.from_config(whole_config) if images.settle(vllm_config) else None
     if vllm_config.load_config.load_format != "dummy" and (folder := Path(vllm_config.model_config.model)).is_dir():
         check_checkpoint(folder, config, vision)
+    drafts.check(vllm_config, config)
     m3.record(vllm_config, whole_config)
     logger.info(
         "msa-backend %s serves this model: %d of %d layers attend to %d of their blocks of %d tokens.",
@@ -78,12 +79,6 @@ def _check_options(vllm_config: VllmConfig) -> None:
         raise MSAError(
             f"indexer_kv_dtype is {index_dtype}, but MSA keeps index keys as 'auto' (the model's dtype) or 'bf16'; "
             "fp8 index keys are not served yet, leave it out"
-        )
-    speculative = vllm_config.speculative_config
-    if speculative is not None and "mtp" in (speculative.method or ""):
-        raise MSAError(
-            f"speculative method {speculative.method} needs M3's draft layers, which msa-backend does not serve yet; "
-            "use ngram, leave --speculative-config out, or set MSA_DISABLE=1 for vLLM's own class"
         )
     if vllm_config.lora_config is not None:
         raise MSAError("--enable-lora is set, but msa-backend does not serve LoRA adapters yet; leave it out")

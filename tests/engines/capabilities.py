@@ -26,7 +26,7 @@ class Can(Enum):
     QUANTIZATION = "fp8 KV cache"
     IMAGES = "images and video"
     KV_TRANSFER = "KV transfer"
-    MTP_LORA = "MTP speculative decoding, LoRA"
+    LORA = "LoRA, context parallelism"
 
     # These are no rows.
     FP32 = "fp32"

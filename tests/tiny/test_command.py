@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import json
 import subprocess
 import sys
 import types
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
-from msa_backend.tiny import TinyCheckpointError, add_parser, write_tiny_checkpoint
+from msa_backend.model.config import M3Config
+from msa_backend.model.mtp import expected_mtp_shapes
+from msa_backend.tiny import TinyCheckpointError, TinyShape, add_parser, write_tiny_checkpoint
 
 
 def run(*arguments: str) -> int:
@@ -27,6 +32,20 @@ def test_writes_and_says_what_it_is(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "gibberish" in (directory / "README.md").read_text()
     assert sum(file.stat().st_size for file in directory.iterdir()) < 40e6
     assert len({file.stat().st_mode for file in directory.iterdir()}) == 1
+
+
+def test_mtp_modules_come_beside_the_same_weights(tmp_path: Path) -> None:
+    for modules in (0, 2):
+        assert run(str(tmp_path / str(modules)), "--mtp-modules", str(modules)) == 0
+    without, weights = (load_file(tmp_path / name / "model.safetensors") for name in ("0", "2"))
+    config = json.loads((tmp_path / "2" / "config.json").read_text())["text_config"]
+    shapes = expected_mtp_shapes(M3Config.from_text_config(config), config["num_mtp_modules"])
+    found = {
+        name.removeprefix("language_model."): tuple(weights[name].shape) for name in weights.keys() - without.keys()
+    }
+    assert found == shapes
+    assert config["num_mtp_modules"] == 2
+    assert all(torch.equal(weights[name], tensor) for name, tensor in without.items())
 
 
 def test_refuses_a_directory_in_use(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -47,6 +66,8 @@ def test_refuses_a_directory_in_use(tmp_path: Path, capsys: pytest.CaptureFixtur
         ({"shards": 0}, "shards start at 1"),
         ({"shards": 5000}, "5000 shards are more than the"),
         ({"seed": -1}, "seeds at 0"),
+        ({"shape": TinyShape(mtp_modules=-1)}, "modules start at 0"),
+        ({"shape": TinyShape(mtp_modules=1), "form": "transformers"}, "transformers saves none; choose the original"),
     ],
 )
 def test_refuses_arguments(arguments: dict[str, object], sentence: str, tmp_path: Path) -> None:

@@ -73,6 +73,14 @@ def test_what_is_not_served(tiny: Path, option: str):
 
 
 @with_torchvision
+def test_drafts_are_tested_with_text_alone(tiny: Path):
+    ngram = {"method": "ngram", "num_speculative_tokens": 2, "prompt_lookup_max": 2}
+    with pytest.raises(MSAError, match="--speculative-config is given and .* --language-model-only"):
+        start(tiny, speculative_config=ngram)
+    start(tiny, speculative_config=ngram, language_model_only=True)
+
+
+@with_torchvision
 def test_a_vision_weight_is_missed_only_where_images_are_wanted(tmp_path: Path):
     from safetensors.torch import load_file, save_file
 

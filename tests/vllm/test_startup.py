@@ -43,13 +43,6 @@ def test_a_longer_context_than_the_config_allows(tiny: Path):
     assert DRIVER.parse(tiny, context=length, overrides={"max_position_embeddings": length}).topk == 4
 
 
-def test_mtp(edited: Callable[..., Path]):
-    folder = edited(lambda text: text.update(num_mtp_modules=1))
-    message = refusal(folder, speculative_config={"method": "mtp", "num_speculative_tokens": 2})
-    assert "speculative method mtp" in message
-    assert "ngram" in message
-
-
 def test_a_list_of_another_length_than_the_layers(edited: Callable[..., Path]):
     """SGLang does not get this far: it asks `transformers` first, which refuses."""
     assert "num_hidden_layers is 5" in refusal(edited(lambda text: text.update(num_hidden_layers=5)))

@@ -112,6 +112,7 @@ prepare_server_args(["--model-path", "m", "--attention-backend", "msa"])
     lacks_anywhere = {
         Can.DRAFTS: refused(
             ({"own": {"speculative_algorithm": "NGRAM"}}, "--speculative-algorithm is NGRAM, but msa-backend"),
+            ({"own": {"speculative_algorithm": "EAGLE"}}, "--speculative-algorithm is EAGLE, but msa-backend"),
         ),
         Can.PIPELINE_PARALLEL: refused(
             ({"own": {"pp_size": 2}}, "--pp-size is 2, but msa-backend does not split the layers"),
@@ -128,12 +129,11 @@ prepare_server_args(["--model-path", "m", "--attention-backend", "msa"])
         Can.KV_TRANSFER: refused(
             ({"own": {"disaggregation_mode": "prefill"}}, "--disaggregation-mode is prefill, but MSA does not"),
         ),
-        Can.MTP_LORA: refused(
+        Can.LORA: refused(
             (
                 {"own": {"enable_lora": True, "max_lora_rank": 8, "lora_target_modules": ["q_proj"]}},
                 "--enable-lora is set, but msa-backend does not serve LoRA",
             ),
-            ({"own": {"speculative_algorithm": "EAGLE"}}, "--speculative-algorithm is EAGLE, but msa-backend"),
             ({"ranks": 2, "own": {"attn_cp_size": 2}}, "--attn-cp-size is 2, but msa-backend does not support"),
         ),
         Can.ANY_CHUNK: Lack("it computes whole pages of 128 tokens"),

@@ -137,7 +137,7 @@ print("MSA" in AttentionBackendEnum.__members__, served_by == "msa_backend.model
             ),
             ({"own": {"quantization": "fp8"}}, "quantization is fp8, but on a CPU MSA serves unquantized weights"),
         ),
-        Can.MTP_LORA: refused(
+        Can.LORA: refused(
             ({"own": {"enable_lora": True}}, "--enable-lora is set, but msa-backend does not serve LoRA"),
             (
                 {"ranks": 2, "own": {"decode_context_parallel_size": 2}},
