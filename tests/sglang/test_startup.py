@@ -53,3 +53,15 @@ def test_a_gpu_is_refused_until_it_is_tested(monkeypatch: pytest.MonkeyPatch):
         startup._check_options(options, options)
     monkeypatch.setenv("MSA_ALLOW_UNTESTED", "1")
     startup._check_options(options, options)
+
+
+def test_quantized_weights_on_a_gpu_are_refused_until_they_are_tested(monkeypatch: pytest.MonkeyPatch):
+    from msa_backend.sglang import startup
+
+    options = SimpleNamespace(device="cuda", quantization=None)
+    quantized = SimpleNamespace(quantization_config={"quant_method": "fp8"})
+    with pytest.raises(MSAError, match="quantization is fp8, but .* unquantized weights only; set MSA_ALLOW_UNTESTED"):
+        startup._check_quantization(options, quantized)
+    startup._check_quantization(options, SimpleNamespace())
+    monkeypatch.setenv("MSA_ALLOW_UNTESTED", "1")
+    startup._check_quantization(options, quantized)
