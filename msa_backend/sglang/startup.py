@@ -167,14 +167,8 @@ def _check_quantization(options: Any, hf_config: Any) -> None:
     # SGLang takes the checkpoint's own quantization without an option.
     of_checkpoint = getattr(hf_config, "quantization_config", None) or {}
     quantization = options.quantization or of_checkpoint.get("quant_method")
-    if quantization is None:
-        return
-    if options.device == "cpu":
-        raise MSAError(
-            f"quantization is {quantization}, but on a CPU MSA serves unquantized weights only; "
-            "serve this model on a GPU"
-        )
-    refusals.check_tested(f"quantization is {quantization}", "unquantized weights")
+    if quantization is not None:
+        refusals.check_quantization(quantization, on_cpu=options.device == "cpu")
 
 
 def _check_parallelism(options: Any, config: M3Config) -> None:

@@ -22,17 +22,13 @@ def check_quantization(vllm_config: VllmConfig) -> None:
     model = vllm_config.model_config
     if model.quantization is None:
         return
-    if current_platform.is_cpu():
-        # vLLM's quantized CPU experts disagree on how gate and up lie, and none says so.
-        raise MSAError(
-            f"quantization is {model.quantization}, but on a CPU MSA serves unquantized weights only; "
-            "serve this model on a GPU"
-        )
+    on_cpu = current_platform.is_cpu()
     section = getattr(model.hf_config, "quantization_config", None) or {}
     # vLLM makes the cache fp8 while it builds the first dense layer, after this check and with nobody asking.
-    if section.get("kv_cache_scheme") and vllm_config.cache_config.cache_dtype == "auto":
+    if not on_cpu and section.get("kv_cache_scheme") and vllm_config.cache_config.cache_dtype == "auto":
         raise MSAError(
             "kv_cache_scheme in quantization_config asks for a quantized cache, which is not served yet; "
             f"pass --kv-cache-dtype {str(model.dtype).removeprefix('torch.')}"
         )
-    refusals.check_tested(f"quantization is {model.quantization}", "unquantized weights")
+    # vLLM's quantized CPU experts disagree on how gate and up lie, and none says so.
+    refusals.check_quantization(model.quantization, on_cpu)

@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
-from msa_backend.config import MSAError
 from msa_backend.tiny import write_tiny_checkpoint
 
 from ..damage import BAD_CONFIGS, LACKS_LAYER_4, add_a_layer, remove_weights, truncate_a_shard
 from ..device import DEVICE, DTYPE
+from ..refusal import sentence
 from .capabilities import Can, needs
 from .drivers import DRIVER
 
@@ -25,11 +25,7 @@ TOPK = 4
 
 
 def refusal(model: Path, **options: Any) -> str:
-    with pytest.raises(MSAError) as refused:
-        DRIVER.parse(model, **options)
-    message = str(refused.value)
-    assert "\n" not in message
-    return message
+    return sentence(DRIVER.parse, model, **options)
 
 
 @pytest.mark.parametrize("backend", ["msa", None])

@@ -17,6 +17,7 @@ from msa_backend.model.config import M3Config
 from msa_backend.model.quantization import parse_quantization, read_quantization
 from msa_backend.model.weights import CheckpointError, canonical_weights, expected_shapes
 
+from ..refusal import sentence
 from . import configs
 
 CONFIG = M3Config.from_text_config(configs.original())
@@ -73,11 +74,7 @@ class Checkpoint:
         check_checkpoint(self.folder, CONFIG)
 
     def refusal(self) -> str:
-        with pytest.raises(CheckpointError) as refused:
-            self.check()
-        message = str(refused.value)
-        assert "\n" not in message
-        return message
+        return sentence(self.check, error=CheckpointError)
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from msa_backend.config import MSAError
 
 from ..engines.drivers import DRIVER
 from ..engines.drivers.sglang import resolved
+from ..refusal import sentence
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -25,11 +26,7 @@ def start(model: Path, **options: Any) -> Any:
 
 
 def refusal(model: Path, **options: Any) -> str:
-    with pytest.raises(MSAError) as refused:
-        start(model, **options)
-    message = str(refused.value)
-    assert "\n" not in message
-    return message
+    return sentence(start, model, **options)
 
 
 @pytest.mark.parametrize(
