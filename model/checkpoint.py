@@ -7,13 +7,16 @@ download is one sentence at start-up instead of a stack trace from a worker proc
 from __future__ import annotations
 
 import json
+import logging
 import struct
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from .config import M3Config
 from .mtp import check_mtp_shapes
+from .quantization import read_quantization
+from .quantized import Stored, check_quantized
 from .vision import VisionConfig, canonical_vision_name, expected_vision_shapes
 from .weights import (
     CheckpointError,
@@ -21,11 +24,14 @@ from .weights import (
     canonical_parts,
     check_expert_count,
     expected_shapes,
+    is_cache_scale,
     is_quantization_scale,
     is_vision_weight,
     missing_weights,
     unknown_weights,
 )
+
+logger = logging.getLogger(__name__)
 
 _INDEX = "model.safetensors.index.json"
 _MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors format itself
@@ -34,7 +40,8 @@ _MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors format itself
 def check_checkpoint(folder: Path, config: M3Config, vision: VisionConfig | None = None) -> None:
     """Check that ``folder`` holds exactly the weights that are asked for, whole.
 
-    A folder without safetensors files is left to the engine's own loader.
+    A folder without safetensors files is left to the engine's own loader. Scales of an fp8 cache are ignored with a
+    warning: they change no weight, and a cache in the model's dtype does not need them.
 
     Args:
         config: of the text model.
@@ -42,33 +49,49 @@ def check_checkpoint(folder: Path, config: M3Config, vision: VisionConfig | None
 
     Raises:
         CheckpointError: a shard is missing, truncated or unreadable; a weight is missing, unknown or has
-            another shape than the config gives it.
+            another shape than the config gives it; a quantized weight is not what ``quantization_config`` says, or
+            its scale is missing or of another form.
     """
     expected = expected_shapes(config)
-    if vision is not None:
-        expected |= expected_vision_shapes(vision)
-    found: set[str] = set()
+    quantization = read_quantization(folder)
+    text = expected_shapes(config)
+    vision_half = expected_vision_shapes(vision) if vision is not None else {}
+    expected = text | vision_half
+    found: dict[str, Stored] = {}
     unknown: list[str] = []
+    cache_scales: list[str] = []
     for shard in _shards(folder):
-        for name, shape in _read_header(shard).items():
+        for name, tensor in _read_header(shard).items():
+            if is_cache_scale(name):
+                cache_scales.append(name)
             parts = _parts(name, config, vision)
-            check_expert_count(name, parts, shape, config)
+            check_expert_count(name, parts, tensor.shape, config)
             for part in parts:
+                actual = part.shape(tensor.shape)
                 if part.name not in expected:
                     if not is_quantization_scale(part.name, expected):
                         unknown.append(name)
-                elif (actual := part.shape(shape)) != expected[part.name]:
+                elif actual != expected[part.name]:
                     raise CheckpointError(
-                        f"{name} in {shard.name} has the shape {list(shape)}, which makes {part.name} {list(actual)}, "
-                        f"but config.json makes it {list(expected[part.name])}; they belong to different models"
+                        f"{name} in {shard.name} has the shape {list(tensor.shape)}, which makes {part.name} "
+                        f"{list(actual)}, but config.json makes it {list(expected[part.name])}; they belong to "
+                        "different models"
                     )
-                found.add(part.name)
+                found[part.name] = Stored(name, tensor.dtype, actual)
     if not found:
         return
     if unknown:
         raise unknown_weights(set(unknown))
-    if missing := expected.keys() - found:
+    if missing := expected.keys() - found.keys():
         raise missing_weights(missing)
+    check_quantized({name: found[name] for name in found.keys() - vision_half.keys()}, text, quantization)
+    if cache_scales:
+        logger.warning(
+            "The checkpoint holds scales of an fp8 KV cache (%s, %d in all), which a cache in the model's dtype does "
+            "not need; they are ignored.",
+            min(cache_scales),
+            len(cache_scales),
+        )
 
 
 def _parts(name: str, config: M3Config, vision: VisionConfig | None) -> list[Part]:
@@ -86,7 +109,7 @@ def check_mtp_checkpoint(folder: Path, config: M3Config, modules: int) -> None:
         CheckpointError: a shard is missing, truncated or unreadable; there are no MTP weights, or one is missing,
             unknown or has another shape than the config gives it.
     """
-    found = {name: shape for shard in _shards(folder) for name, shape in _read_header(shard).items()}
+    found = {name: tensor.shape for shard in _shards(folder) for name, tensor in _read_header(shard).items()}
     if found:
         check_mtp_shapes(found, config, modules)
 
@@ -105,8 +128,15 @@ def _shards(folder: Path) -> list[Path]:
     return [folder / name for name in names]
 
 
-def _read_header(shard: Path) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every tensor in a safetensors file, once its length has been checked."""
+class _Entry(NamedTuple):
+    """A tensor as the header of its file describes it."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+
+def _read_header(shard: Path) -> dict[str, _Entry]:
+    """Every tensor in a safetensors file by its name, once the file's length has been checked."""
     size = shard.stat().st_size
     with shard.open("rb") as file:
         prefix = file.read(8)
@@ -123,4 +153,4 @@ def _read_header(shard: Path) -> dict[str, tuple[int, ...]]:
         raise CheckpointError(
             f"{shard.name} is truncated: it has {size:,} bytes, but its header announces {end:,}; download it again"
         )
-    return {name: tuple(entry["shape"]) for name, entry in tensors.items()}
+    return {name: _Entry(entry["dtype"], tuple(entry["shape"])) for name, entry in tensors.items()}

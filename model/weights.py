@@ -24,13 +24,19 @@ if TYPE_CHECKING:
 _VISION = re.compile(r"^(model\.)?(vision_tower|multi_modal_projector|patch_merge_mlp)\.")
 _DRAFT = re.compile(r"^(language_model\.)?(model\.)?mtp\.")
 _PREFIXES = (
-    (re.compile(r"^language_model\.(model|lm_head)\."), r"\1."),
+    (re.compile(r"^language_model\.(?=(?:model|lm_head)\b)"), ""),
     (re.compile(r"^model\.language_model\."), "model."),
 )
+# Of an fp8 cache: query, key, value and softmax scales under all the names that tools have given them.
+_CACHE_SCALE = re.compile(r"\.self_attn\.(?:\w+\.)?(?:[qkv]|kv|prob)_(?:output_)?scale$|\.[qkv]_proj\.output_scale$")
 _INDEXER = re.compile(r"\.self_attn\.indexer\.([qk])_(proj|norm)\.")
 _LAYER_MLP = re.compile(r"^(model\.layers\.(\d+))\.(?:mlp|block_sparse_moe)\.(?:gate\.(?=e_score_correction_bias$))?")
 _FUSED_EXPERTS = re.compile(r"\.experts\.(gate_up_proj|down_proj)$")
 _FUSED_GATE_UP = re.compile(r"\.gate_up_proj\.weight$")
+
+
+WEIGHT_SCALES = ("weight_scale", "weight_scale_inv")
+"""What formats call the scales of a weight. Whichever it is called, a weight is multiplied by it."""
 
 
 class CheckpointError(MSAError):
@@ -63,12 +69,10 @@ def is_vision_weight(name: str) -> bool:
 
 
 def canonical_parts(name: str, config: M3Config) -> list[Part]:
-    """The canonical weights inside the checkpoint tensor ``name``; none for vision and draft weights."""
-    if is_vision_weight(name) or _DRAFT.match(name):
+    """The canonical weights inside the checkpoint tensor ``name``; none for vision, draft and cache-scale tensors."""
+    if is_other_part(name) or is_cache_scale(name):
         return []
-    for pattern, replacement in _PREFIXES:
-        name = pattern.sub(replacement, name)
-    name = _INDEXER.sub(r".self_attn.index_\1_\2.", name)
+    name = _INDEXER.sub(r".self_attn.index_\1_\2.", without_wrapper(name))
     if layer := _LAYER_MLP.match(name):
         index = int(layer[2])
         is_moe = index < config.num_layers and config.moe_layers[index]
@@ -88,6 +92,23 @@ def canonical_parts(name: str, config: M3Config) -> list[Part]:
     return [Part(name)]
 
 
+def is_other_part(name: str) -> bool:
+    """Whether ``name``, of a weight or a module, belongs to the vision tower or to the draft layers."""
+    return is_vision_weight(f"{name}.") or bool(_DRAFT.match(f"{name}."))
+
+
+def is_cache_scale(name: str) -> bool:
+    """Whether ``name`` is a scale of an fp8 KV cache. Caches in the model's dtype have no use for it."""
+    return bool(_CACHE_SCALE.search(name))
+
+
+def without_wrapper(name: str) -> str:
+    """``name``, of a weight or a module, without the prefix that it has inside the whole model with vision."""
+    for pattern, replacement in _PREFIXES:
+        name = pattern.sub(replacement, name)
+    return name
+
+
 def canonical_weights(weights: Iterable[tuple[str, Tensor]], config: M3Config) -> Iterator[tuple[str, Tensor]]:
     """Rename, split and check a stream of checkpoint tensors.
 
@@ -95,11 +116,12 @@ def canonical_weights(weights: Iterable[tuple[str, Tensor]], config: M3Config) -
         Each weight of the text model once, under its canonical name. Split weights are views.
 
     Raises:
-        CheckpointError: a weight the config has no place for (named at once), or weights that never came
-            (named when the stream ends).
+        CheckpointError: a weight the config has no place for (named at once), or weights, or scales of quantized
+            weights, that never came (named when the stream ends).
     """
     expected = expected_shapes(config)
     missing = set(expected)
+    quantized, scaled = set(), set()
     for name, tensor in weights:
         parts = canonical_parts(name, config)
         check_expert_count(name, parts, tuple(tensor.shape), config)
@@ -110,9 +132,15 @@ def canonical_weights(weights: Iterable[tuple[str, Tensor]], config: M3Config) -
                 raise CheckpointError(f"the checkpoint holds {part.name} twice, the second time as {name}")
             elif not is_quantization_scale(part.name, expected):
                 raise unknown_weights([name])
+            else:
+                scaled.add(module_name(part.name))
+            if tensor.element_size() == 1 and part.name in expected:
+                quantized.add(module_name(part.name))
             yield part.name, part.cut(tensor)
     if missing:
         raise missing_weights(missing)
+    if unscaled := quantized - scaled:
+        raise missing_scale(f"{min(unscaled)}.weight", WEIGHT_SCALES)
 
 
 def check_expert_count(name: str, parts: list[Part], shape: tuple[int, ...], config: M3Config) -> None:
@@ -142,6 +170,13 @@ def missing_weights(names: Iterable[str]) -> CheckpointError:
     return CheckpointError(
         f"the checkpoint lacks weights that its config asks for: {_some(names)}; download it again, "
         "or correct the layer count and lists in config.json"
+    )
+
+
+def missing_scale(name: str, allowed: Iterable[str]) -> CheckpointError:
+    return CheckpointError(
+        f"{name} is quantized, but the checkpoint lacks its scale ({' or '.join(allowed)}), without which it means "
+        "nothing; download the checkpoint again"
     )
 
 
@@ -197,8 +232,13 @@ def layer_shapes(layer: str, config: M3Config, *, is_sparse: bool, is_moe: bool)
 
 def is_quantization_scale(name: str, expected: Iterable[str]) -> bool:
     """Whether ``name`` is a scale that belongs to a known weight, as quantized checkpoints carry beside it."""
-    stem, _, suffix = name.rpartition(".")
-    return suffix in ("weight_scale", "weight_scale_inv", "input_scale") and f"{stem}.weight" in expected
+    suffix = name.rpartition(".")[2]
+    return suffix in (*WEIGHT_SCALES, "input_scale") and f"{module_name(name)}.weight" in expected
+
+
+def module_name(name: str) -> str:
+    """The module that a weight or scale called ``name`` is a tensor of."""
+    return name.rpartition(".")[0]
 
 
 def _some(names: Iterable[str], at_most: int = 5) -> str:

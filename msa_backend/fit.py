@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from msa_backend.config import MSAError
 from msa_backend.model import sizing
 from msa_backend.model.config import M3Config, text_section
+from msa_backend.model.quantization import quantization_section
 
 GIB = 2**30
 FORMS = {None: "bf16", "mxfp8": "mxfp8", "fp8": "fp8", "compressed-tensors": "fp8"}
@@ -88,7 +89,7 @@ def _read(model: Path) -> Mapping[str, Any]:
 
 
 def _form(raw: Mapping[str, Any]) -> str:
-    quantization = raw.get("quantization_config") or text_section(raw).get("quantization_config") or {}
+    quantization = quantization_section(raw)
     method = quantization.get("quant_method")
     if method == "modelopt" and quantization.get("quant_algo") == "MXFP8":
         method = "mxfp8"

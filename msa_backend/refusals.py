@@ -30,6 +30,15 @@ def check_tested(given: str, tested: str) -> None:
         )
 
 
+def check_quantization(method: str, on_cpu: bool) -> None:
+    """Refuse quantized weights: on a CPU altogether, elsewhere until a test has run them."""
+    if on_cpu:
+        raise MSAError(
+            f"quantization is {method}, but on a CPU MSA serves unquantized weights only; serve this model on a GPU"
+        )
+    check_tested(f"quantization is {method}", "unquantized weights")
+
+
 def page_size(option: str, value: int) -> MSAError:
     return MSAError(
         f"{option} is {value}, but MSA needs {BLOCK_SIZE}, one KV-cache page per sparse block; "

@@ -6,9 +6,11 @@ file, list it there, and give tests/patches/test_every_patch.py a target that it
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+import inspect
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Generic, ParamSpec
+from typing import Any, Generic, ParamSpec
 
 from msa_backend.config import MSAError
 
@@ -17,6 +19,7 @@ P = ParamSpec("P")
 APPLIED = "applied"
 NOT_APPLIED = "not applied"
 NOT_NEEDED = "not needed"
+_WRAPPED = "_msa_wrapped"
 
 
 @dataclass(frozen=True)
@@ -60,3 +63,30 @@ class PatchError(MSAError):
             f"the patch {patch.name} does not fit this engine: {found}; install a version it was checked on "
             f"({', '.join(patch.checked_on)}), or set MSA_DISABLE=1 to start without msa-backend"
         )
+
+
+def wrap_method(
+    patch: Patch[...], owner: type[Any], name: str, parameters: Sequence[str], around: Callable[..., Any]
+) -> None:
+    """Have ``owner.name(*parameters)`` call ``around(original, *parameters)``; once, however often this is called.
+
+    Raises:
+        PatchError: the method is gone, or takes other parameters.
+    """
+    original = getattr(owner, name, None)
+    if original is None or list(inspect.signature(original).parameters) != list(parameters):
+        raise PatchError(patch, f"{owner.__name__}.{name}({', '.join(parameters)}) is gone or changed")
+    if hasattr(original, _WRAPPED):
+        return
+
+    @functools.wraps(original)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        return around(original, *args, **kwargs)
+
+    setattr(wrapped, _WRAPPED, True)
+    setattr(owner, name, wrapped)
+
+
+def status_of_method(owner: type[Any], name: str) -> str:
+    """The status of a patch that :func:`wrap_method` applies."""
+    return APPLIED if hasattr(getattr(owner, name), _WRAPPED) else NOT_APPLIED

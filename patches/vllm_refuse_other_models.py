@@ -2,30 +2,22 @@
 
 from __future__ import annotations
 
-import functools
-import inspect
+from collections.abc import Callable
 from typing import Any
 
 from msa_backend import refusals
 from msa_backend.names import BACKEND_NAME
 
-from . import APPLIED, NOT_APPLIED, Patch, PatchError
+from . import Patch, status_of_method, wrap_method
 
-_MARK = "_msa_original"
+_METHOD = "try_verify_and_update_config"
 
 
 def _apply(architectures: frozenset[str]) -> None:
     """Check every model that starts with our backend against ``architectures``."""
     from vllm.config import VllmConfig
 
-    original = getattr(VllmConfig, "try_verify_and_update_config", None)
-    if original is None or list(inspect.signature(original).parameters) != ["self"]:
-        raise PatchError(PATCH, "VllmConfig.try_verify_and_update_config(self) is gone or changed")
-    if hasattr(original, _MARK):
-        return
-
-    @functools.wraps(original)
-    def checked(self: Any) -> None:
+    def checked(original: Callable[..., None], self: Any) -> None:
         selected = self.attention_config.backend
         if selected is not None and selected.name == BACKEND_NAME and self.model_config is not None:
             found = self.model_config.architectures
@@ -33,14 +25,13 @@ def _apply(architectures: frozenset[str]) -> None:
                 raise refusals.no_msa_layers(self.model_config.model, found, architectures)
         original(self)
 
-    setattr(checked, _MARK, original)
-    VllmConfig.try_verify_and_update_config = checked
+    wrap_method(PATCH, VllmConfig, _METHOD, ["self"], checked)
 
 
 def _status() -> str:
     from vllm.config import VllmConfig
 
-    return APPLIED if hasattr(VllmConfig.try_verify_and_update_config, _MARK) else NOT_APPLIED
+    return status_of_method(VllmConfig, _METHOD)
 
 
 PATCH = Patch(

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import functools
-import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from . import APPLIED, NOT_APPLIED, Patch, PatchError
+from . import Patch, status_of_method, wrap_method
 
-_MARK = "_msa_original"
+_METHOD = "create_speculative_config"
 _PARAMETERS = ["self", "target_model_config", "target_parallel_config"]
 _FLAGS = {"spec_method": "method", "spec_model": "model", "spec_tokens": "num_speculative_tokens"}
 
@@ -18,28 +16,20 @@ def _apply(architectures: frozenset[str], check: Callable[[Mapping[str, Any], An
     """Call ``check`` with what was asked and the target's config, for models of ``architectures``."""
     from vllm.engine.arg_utils import EngineArgs
 
-    original = getattr(EngineArgs, "create_speculative_config", None)
-    if original is None or list(inspect.signature(original).parameters) != _PARAMETERS:
-        raise PatchError(PATCH, f"EngineArgs.create_speculative_config({', '.join(_PARAMETERS)}) is gone or changed")
-    if hasattr(original, _MARK):
-        return
-
-    @functools.wraps(original)
-    def checked(self: Any, target_model_config: Any, target_parallel_config: Any) -> Any:
+    def checked(original: Callable[..., Any], self: Any, target_model_config: Any, target_parallel_config: Any) -> Any:
         asked = {key.replace("-", "_"): value for key, value in (self.speculative_config or {}).items()}
         asked |= {key: value for flag, key in _FLAGS.items() if (value := getattr(self, flag, None)) is not None}
         if asked and architectures.intersection(target_model_config.architectures):
             check(asked, target_model_config)
         return original(self, target_model_config, target_parallel_config)
 
-    setattr(checked, _MARK, original)
-    EngineArgs.create_speculative_config = checked
+    wrap_method(PATCH, EngineArgs, _METHOD, _PARAMETERS, checked)
 
 
 def _status() -> str:
     from vllm.engine.arg_utils import EngineArgs
 
-    return APPLIED if hasattr(EngineArgs.create_speculative_config, _MARK) else NOT_APPLIED
+    return status_of_method(EngineArgs, _METHOD)
 
 
 PATCH = Patch(

@@ -11,7 +11,7 @@ from vllm.distributed import get_pp_group
 from vllm.model_executor.layers.logits_processor import LogitsProcessor
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 from vllm.model_executor.models.interfaces import SupportsEagle3, SupportsPP
-from vllm.model_executor.models.utils import PPMissingLayer, maybe_prefix
+from vllm.model_executor.models.utils import PPMissingLayer, WeightsMapper, maybe_prefix
 
 from msa_backend.vllm.model_config import recorded
 
@@ -29,8 +29,17 @@ class MiniMaxM3ForCausalLM(nn.Module, SupportsPP, SupportsEagle3):
     Also serves the text half of ``MiniMaxM3SparseForConditionalGeneration``; vision weights are passed over.
     """
 
+    # Names of modules in ignore lists of quantized checkpoints; weights are renamed by our own loader.
+    hf_to_vllm_mapper = WeightsMapper(
+        orig_to_new_prefix={
+            "language_model.model.": "model.",
+            "language_model.lm_head": "lm_head",
+            "model.language_model.": "model.",
+        }
+    )
+    # Without the index projections, which dense layers lack: their q, k and v could not be excluded otherwise.
     packed_modules_mapping = {
-        "qkv_proj": ["q_proj", "k_proj", "v_proj", "index_q_proj", "index_k_proj"],
+        "qkv_proj": ["q_proj", "k_proj", "v_proj"],
         "gate_up_proj": ["gate_proj", "up_proj"],
     }
 

@@ -14,10 +14,12 @@ from vllm.model_executor.models.utils import is_pp_missing_parameter
 
 from ..config import M3Config
 from ..mtp import mtp_weights
-from ..weights import canonical_weights
+from ..weights import CheckpointError, canonical_weights
 from .mlp import M3MoE
 
 _EXPERT = re.compile(r"experts\.\d+\.w[123]\.")
+_SCALE = re.compile(r"\.weight_scale(_inv)?$")
+_CODES = (torch.float8_e4m3fn, torch.uint8)
 _FUSED = (
     (".q_proj.", ".qkv_proj.", "q"),
     (".k_proj.", ".qkv_proj.", "k"),
@@ -36,7 +38,8 @@ def load_weights(model: nn.Module, weights: Iterable[tuple[str, torch.Tensor]], 
         The names of the parameters that were filled; vLLM checks that none was left out.
 
     Raises:
-        CheckpointError: a weight is unknown, missing or there twice.
+        CheckpointError: a weight is unknown, missing or there twice, or is quantized where vLLM's layer is not, or
+            the other way round.
     """
     return fill(model, canonical_weights(weights, config), config)
 
@@ -55,7 +58,11 @@ def load_mtp_module(model: nn.Module, weights: Iterable[tuple[str, torch.Tensor]
 
 
 def fill(model: nn.Module, canonical: Iterable[tuple[str, torch.Tensor]], config: M3Config) -> set[str]:
-    """Put whole weights, by the names of ``model``'s parameters before vLLM fused them, where they belong."""
+    """Put whole weights, by the names of ``model``'s parameters before vLLM fused them, where they belong.
+
+    Raises:
+        CheckpointError: a weight is quantized where vLLM's layer is not, or the other way round.
+    """
     parameters = dict(model.named_parameters())
     experts = {
         checkpoint_name: (fused_name, expert, shard)
@@ -67,10 +74,11 @@ def fill(model: nn.Module, canonical: Iterable[tuple[str, torch.Tensor]], config
             num_experts=config.num_experts,
         )
     }
+    # The format decides which of its two names a scale has in vLLM's layers, whatever the checkpoint calls it.
+    scale = ".weight_scale_inv" if any(name.endswith("_scale_inv") for name in parameters) else ".weight_scale"
     loaded = set()
-    for name, tensor in canonical:
-        # Block scales of quantized checkpoints; vLLM's layers call them without the suffix.
-        name = name.replace(".weight_scale_inv", ".weight_scale")
+    for canonical_name, tensor in canonical:
+        name = _SCALE.sub(scale, canonical_name)
         arguments: tuple[Any, ...] = ()
         keywords: dict[str, Any] = {}
         if match := _EXPERT.search(name):
@@ -82,10 +90,25 @@ def fill(model: nn.Module, canonical: Iterable[tuple[str, torch.Tensor]], config
             arguments = (part[2],)
         if is_pp_missing_parameter(name, model):
             continue
+        if name not in parameters:
+            raise CheckpointError(
+                f"{canonical_name} has no place in the layer that vLLM makes of quantization_config; correct its "
+                "ignore list, or download the checkpoint again"
+            )
         parameter = parameters[name]
+        _check_dtype(canonical_name, tensor, parameter)
         getattr(parameter, "weight_loader", default_weight_loader)(parameter, tensor, *arguments, **keywords)
         loaded.add(name)
     for module in model.modules():
         if isinstance(module, M3MoE):
             module.finish_loading()
     return loaded
+
+
+def _check_dtype(name: str, tensor: torch.Tensor, parameter: torch.Tensor) -> None:
+    """Refuse what torch would cast: codes without their scales, or plain weights as if they were codes."""
+    if (tensor.dtype in _CODES) != (parameter.dtype in _CODES):
+        raise CheckpointError(
+            f"{name} is {tensor.dtype}, but quantization_config makes it {parameter.dtype} in vLLM; correct its ignore "
+            "list, or download the checkpoint again"
+        )

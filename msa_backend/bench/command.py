@@ -25,6 +25,7 @@ from msa_backend.bench.cases import (
     capture_for,
     grid,
 )
+from msa_backend.sizes import size, sizes
 
 if TYPE_CHECKING:
     import torch
@@ -49,14 +50,12 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument("--modes", type=_modes, metavar="MODE,...", help=f"any of {', '.join(MODES)} (default: all)")
     parser.add_argument(
-        "--contexts", type=_sizes, metavar="N,...", help="in tokens, e.g. 8K,128K,1M; replaces the preset"
+        "--contexts", type=sizes, metavar="N,...", help="in tokens, e.g. 8K,128K,1M; replaces the preset"
     )
-    parser.add_argument(
-        "--batches", type=_sizes, default=[1], metavar="N,...", help="numbers of sequences (default: 1)"
-    )
+    parser.add_argument("--batches", type=sizes, default=[1], metavar="N,...", help="numbers of sequences (default: 1)")
     parser.add_argument(
         "--new-tokens",
-        type=_size,
+        type=size,
         metavar="N",
         help=f"per sequence (default: {', '.join(f'{m} {NEW_TOKENS[m]}' for m in MODES)})",
     )
@@ -271,17 +270,6 @@ def _refuse(reason: str) -> int:
     return 1
 
 
-def _size(text: str) -> int:
-    scale = {"K": 2**10, "M": 2**20}.get(text[-1:].upper())
-    try:
-        size = int(text[:-1]) * scale if scale else int(text)
-    except ValueError:
-        size = 0
-    if size < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of tokens; write such as 4096, 8K or 1M")
-    return size
-
-
 def _locality(text: str) -> float | str:
     if text == CALIBRATED:
         return CALIBRATED
@@ -297,11 +285,7 @@ def _locality(text: str) -> float | str:
 
 
 def _bounds(text: str) -> list[int]:
-    return [0 if part == "own" else _size(part) for part in text.split(",")]
-
-
-def _sizes(text: str) -> list[int]:
-    return [_size(part) for part in text.split(",")]
+    return [0 if part == "own" else size(part) for part in text.split(",")]
 
 
 def _heads(text: str) -> list[tuple[int, int]]:

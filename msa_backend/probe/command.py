@@ -12,8 +12,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from msa_backend.sizes import sizes
+
 from . import report
-from .cells import BOUNDARY, KEPT_FREE, Results, Settings, calibrate, grid, measure
+from .cells import BOUNDARY, KEPT_FREE, Cell, Results, Settings, calibrate, grid, measure
 from .client import Client, ProbeError
 from .tasks import TASKS
 
@@ -39,7 +41,7 @@ def add_parser(subparsers: Any) -> None:
         help=f"any of {', '.join([*TASKS, BOUNDARY])}, or all (default: needle)",
     )
     parser.add_argument(
-        "--lengths", type=_lengths, metavar="N,...", help="of prompts, e.g. 4K,32K (default: 4K doubling to the limit)"
+        "--lengths", type=sizes, metavar="N,...", help="of prompts, e.g. 4K,32K (default: 4K doubling to the limit)"
     )
     parser.add_argument(
         "--depths",
@@ -103,19 +105,19 @@ def run(options: argparse.Namespace) -> int:
     return int(min(means.values()) < options.threshold)
 
 
-def _measure(client: Client, cells: list[Any], results: Results, concurrency: int) -> None:
+def _measure(client: Client, cells: list[Cell], results: Results, concurrency: int) -> None:
     total, started = len(cells), time.monotonic()
     done = sum(cell.key in results.cells for cell in cells)
     if done == total:
         return
     scale = calibrate(client, min(cell.length for cell in cells))
+    # On a terminal one line that changes, in a log a line each.
+    begin, end = ("\r", "") if sys.stderr.isatty() else ("", "\n")
     for cell, result in measure(client, cells, results, scale, concurrency):
         done += 1
         line = f"{done} of {total}: {cell.key}: {100 * result['score']:.0f} %, {result['seconds']:.1f} s"
-        print(
-            f"\r{line:<78}" if sys.stderr.isatty() else line, end="" if sys.stderr.isatty() else "\n", file=sys.stderr
-        )
-    if sys.stderr.isatty():
+        print(begin + line.ljust(0 if end else 78), end=end, file=sys.stderr)
+    if not end:
         print(f"\r{'':<78}\r{time.monotonic() - started:.0f} s", file=sys.stderr)
 
 
@@ -150,13 +152,6 @@ def _tasks(text: str) -> list[str]:
     if unknown := sorted(set(found) - set(known)):
         raise argparse.ArgumentTypeError(f"{unknown[0]} is no task; choose from {', '.join(known)}")
     return found
-
-
-def _lengths(text: str) -> list[int]:
-    return [
-        int(float(part.upper().rstrip("KM")) * {"K": 1024, "M": 1024**2}.get(part.upper()[-1], 1))
-        for part in text.split(",")
-    ]
 
 
 def _depths(text: str) -> list[float]:

@@ -57,6 +57,7 @@ def prepare(server_args: Any, hf_config: Any) -> dict[str, Any]:
     _check_registered()
     _check_backends(server_args)
     _check_options(server_args, options)
+    _check_quantization(options, hf_config)
     _check_parallelism(options, config)
     if options.load_format != "dummy" and (folder := Path(options.model_path)).is_dir():
         check_checkpoint(folder, config)
@@ -160,11 +161,14 @@ def _check_options(server_args: Any, options: Any) -> None:
             f"--kv-cache-dtype is {options.kv_cache_dtype}, but on a CPU MSA keeps K and V as "
             f"{' or '.join(KV_DTYPES_ON_CPU)}; a quantized cache is not served yet, leave it out"
         )
-    if options.device == "cpu" and options.quantization is not None:
-        raise MSAError(
-            f"quantization is {options.quantization}, but on a CPU MSA serves unquantized weights only; "
-            "serve this model on a GPU"
-        )
+
+
+def _check_quantization(options: Any, hf_config: Any) -> None:
+    # SGLang takes the checkpoint's own quantization without an option.
+    of_checkpoint = getattr(hf_config, "quantization_config", None) or {}
+    quantization = options.quantization or of_checkpoint.get("quant_method")
+    if quantization is not None:
+        refusals.check_quantization(quantization, on_cpu=options.device == "cpu")
 
 
 def _check_parallelism(options: Any, config: M3Config) -> None:

@@ -7,6 +7,15 @@ MiniMax-M3 loads, and its logits move visibly whenever block selection is wrong.
 from msa_backend.tiny.checkpoint import DTYPES, FORMS, write_tiny_checkpoint
 from msa_backend.tiny.command import add_parser
 from msa_backend.tiny.errors import TinyCheckpointError
+from msa_backend.tiny.quantize import QUANTIZATIONS
 from msa_backend.tiny.shape import TinyShape
 
-__all__ = ["DTYPES", "FORMS", "TinyCheckpointError", "TinyShape", "add_parser", "write_tiny_checkpoint"]
+__all__ = [
+    "DTYPES",
+    "FORMS",
+    "QUANTIZATIONS",
+    "TinyCheckpointError",
+    "TinyShape",
+    "add_parser",
+    "write_tiny_checkpoint",
+]

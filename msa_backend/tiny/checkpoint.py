@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from msa_backend.tiny import config as configs
 from msa_backend.tiny.errors import TinyCheckpointError
 from msa_backend.tiny.forms import model_class, saved_by_transformers
+from msa_backend.tiny.quantize import QUANTIZATIONS, quantization_config, quantize
 from msa_backend.tiny.shape import TinyShape
 from msa_backend.tiny.tokenizer import save_tokenizer
 
@@ -37,6 +38,7 @@ def write_tiny_checkpoint(
     seed: int = 0,
     overwrite: bool = False,
     shape: TinyShape | None = None,
+    quantization: str | None = None,
 ) -> Path:
     """Write a small random MiniMax-M3 checkpoint, the same bytes for the same arguments.
 
@@ -49,6 +51,8 @@ def write_tiny_checkpoint(
         seed: another seed, other weights.
         overwrite: allow a directory that is not empty, and replace the checkpoint in it.
         shape: other sizes than the default ones.
+        quantization: ``"mxfp8"`` or ``"fp8"`` (blocks of 128 x 128) for the text layers' projections and experts, in
+            the original form alone; all else stays in ``dtype``.
 
     Returns:
         The directory.
@@ -59,6 +63,7 @@ def write_tiny_checkpoint(
     directory = Path(directory)
     shape = shape or TinyShape()
     _check(directory, form, dtype, shards, seed, overwrite, shape)
+    _check_quantization(quantization, form)
     from msa_backend.tiny.weights import random_weights
 
     weights = _in_dtype(random_weights(shape, seed), dtype)
@@ -68,6 +73,9 @@ def write_tiny_checkpoint(
             _save_model(Path(name), config, weights, 1)
             flat = configs.transformers_config(shape, dtype)
             config, weights = saved_by_transformers(Path(name), flat, dtype, native=form == "transformers")
+    if quantization is not None:
+        config |= {"quantization_config": quantization_config(weights, quantization)}
+        weights = quantize(weights, quantization)
     if shards > len(weights):
         raise TinyCheckpointError(f"{shards} shards are more than the {len(weights)} tensors to put in them; ask fewer")
 
@@ -104,6 +112,18 @@ def _check(directory: Path, form: str, dtype: str, shards: int, seed: int, overw
             raise TinyCheckpointError(f"writing a tiny checkpoint needs {package}, which is not installed; install it")
     if form != "original":
         model_class()
+
+
+def _check_quantization(quantization: str | None, form: str) -> None:
+    if quantization is not None and quantization not in QUANTIZATIONS:
+        raise TinyCheckpointError(
+            f"the quantization is {quantization!r}, but must be one of {', '.join(QUANTIZATIONS)}"
+        )
+    if quantization is not None and form != "original":
+        raise TinyCheckpointError(
+            f"the quantization is {quantization!r} and the form {form!r}, but quantized checkpoints of MiniMax-M3 have "
+            "the original form; choose that"
+        )
 
 
 def _in_dtype(weights: dict[str, torch.Tensor], dtype: str) -> dict[str, torch.Tensor]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from msa_backend.tiny.checkpoint import DTYPES, FORMS, write_tiny_checkpoint
 from msa_backend.tiny.errors import TinyCheckpointError
+from msa_backend.tiny.quantize import QUANTIZATIONS
 from msa_backend.tiny.shape import TinyShape
 
 
@@ -31,6 +32,9 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--mtp-modules", type=int, default=0, metavar="N", help="modules that draft tokens (default: %(default)s)"
     )
+    parser.add_argument(
+        "--quantization", choices=QUANTIZATIONS, help="of projections and experts (default: none); original form only"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace a checkpoint that already exists in DIR")
     parser.set_defaults(run=run)
 
@@ -46,6 +50,7 @@ def run(args: argparse.Namespace) -> int:
             seed=args.seed,
             overwrite=args.overwrite,
             shape=TinyShape(mtp_modules=args.mtp_modules),
+            quantization=args.quantization,
         )
     except (TinyCheckpointError, OSError) as error:
         print(f"msa-backend tiny: {error}", file=sys.stderr)

@@ -18,6 +18,7 @@ from msa_backend.names import BACKEND_NAME
 from . import drafts, images
 from . import model_config as m3
 from .connectors import check_connectors
+from .quantization import check_quantization
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -41,6 +42,7 @@ def prepare(vllm_config: VllmConfig) -> None:
     _check_options(vllm_config)
     _check_parallelism(vllm_config, config)
     _check_device(vllm_config, config)
+    check_quantization(vllm_config)
     check_connectors(vllm_config)
     vision = VisionConfig.from_config(whole_config) if images.settle(vllm_config) else None
     if vllm_config.load_config.load_format != "dummy" and (folder := Path(vllm_config.model_config.model)).is_dir():
@@ -72,7 +74,8 @@ def _check_options(vllm_config: VllmConfig) -> None:
     if cache.cache_dtype not in allowed:
         raise MSAError(
             f"--kv-cache-dtype is {cache.cache_dtype}, but MSA keeps K and V in the model's dtype "
-            f"({' or '.join(allowed)}); a quantized cache is not served yet, leave it out"
+            f"({' or '.join(allowed)}); a quantized cache is not served yet, leave it out, or pass "
+            f"{list(allowed)[-1]} if it is the checkpoint that asks for it"
         )
     index_dtype = vllm_config.attention_config.indexer_kv_dtype
     if index_dtype not in ("auto", "bf16"):
@@ -95,15 +98,8 @@ def _check_parallelism(vllm_config: VllmConfig, config: M3Config) -> None:
 def _check_device(vllm_config: VllmConfig, config: M3Config) -> None:
     from vllm.platforms import current_platform
 
-    if current_platform.is_cpu():
-        if (config.swiglu_alpha, config.swiglu_limit) != SWIGLU_ON_CPU:
-            raise MSAError(
-                f"swiglu_alpha and swiglu_limit are {config.swiglu_alpha} and {config.swiglu_limit}, but vLLM's CPU "
-                f"experts have {SWIGLU_ON_CPU[0]} and {SWIGLU_ON_CPU[1]} built in; serve this model on a GPU"
-            )
-        if (quantization := vllm_config.model_config.quantization) is not None:
-            # vLLM's quantized CPU experts disagree on how gate and up lie, and none says so.
-            raise MSAError(
-                f"quantization is {quantization}, but on a CPU MSA serves unquantized weights only; "
-                "serve this model on a GPU"
-            )
+    if current_platform.is_cpu() and (config.swiglu_alpha, config.swiglu_limit) != SWIGLU_ON_CPU:
+        raise MSAError(
+            f"swiglu_alpha and swiglu_limit are {config.swiglu_alpha} and {config.swiglu_limit}, but vLLM's CPU "
+            f"experts have {SWIGLU_ON_CPU[0]} and {SWIGLU_ON_CPU[1]} built in; serve this model on a GPU"
+        )

@@ -12,10 +12,11 @@ from typing import Any
 
 import pytest
 
-from msa_backend.config import MSAError
+from msa_backend.tiny import write_tiny_checkpoint
 
 from ..damage import BAD_CONFIGS, LACKS_LAYER_4, add_a_layer, remove_weights, truncate_a_shard
 from ..device import DEVICE, DTYPE
+from ..refusal import sentence
 from .capabilities import Can, needs
 from .drivers import DRIVER
 
@@ -24,11 +25,7 @@ TOPK = 4
 
 
 def refusal(model: Path, **options: Any) -> str:
-    with pytest.raises(MSAError) as refused:
-        DRIVER.parse(model, **options)
-    message = str(refused.value)
-    assert "\n" not in message
-    return message
+    return sentence(DRIVER.parse, model, **options)
 
 
 @pytest.mark.parametrize("backend", ["msa", None])
@@ -123,6 +120,15 @@ def test_a_truncated_shard(tiny: Path, tmp_path: Path):
     shutil.copytree(tiny, tmp_path, dirs_exist_ok=True)
     says = truncate_a_shard(tmp_path)
     assert says in refusal(tmp_path)
+
+
+@pytest.mark.skipif(DEVICE != "cpu", reason="refused as untested elsewhere")
+@pytest.mark.parametrize("quantization", ["mxfp8", "fp8"])
+def test_a_quantized_checkpoint(quantization: str, tmp_path: Path):
+    """No option says so: the engine finds it in the checkpoint's config."""
+    folder = write_tiny_checkpoint(tmp_path / "quantized", quantization=quantization, dtype="bfloat16")
+    says = f"quantization is {quantization}, but on a CPU MSA serves unquantized weights only"
+    assert says in refusal(folder, dtype="bfloat16")
 
 
 def test_a_layer_more_than_the_checkpoint_has(edited: Callable[[Change], Path]):

@@ -12,6 +12,7 @@ from msa_backend.config import MSAError
 
 from ..engines.drivers import DRIVER
 from ..engines.drivers.sglang import resolved
+from ..refusal import sentence
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -25,11 +26,7 @@ def start(model: Path, **options: Any) -> Any:
 
 
 def refusal(model: Path, **options: Any) -> str:
-    with pytest.raises(MSAError) as refused:
-        start(model, **options)
-    message = str(refused.value)
-    assert "\n" not in message
-    return message
+    return sentence(start, model, **options)
 
 
 @pytest.mark.parametrize(
@@ -53,3 +50,15 @@ def test_a_gpu_is_refused_until_it_is_tested(monkeypatch: pytest.MonkeyPatch):
         startup._check_options(options, options)
     monkeypatch.setenv("MSA_ALLOW_UNTESTED", "1")
     startup._check_options(options, options)
+
+
+def test_quantized_weights_on_a_gpu_are_refused_until_they_are_tested(monkeypatch: pytest.MonkeyPatch):
+    from msa_backend.sglang import startup
+
+    options = SimpleNamespace(device="cuda", quantization=None)
+    quantized = SimpleNamespace(quantization_config={"quant_method": "fp8"})
+    with pytest.raises(MSAError, match="quantization is fp8, but .* unquantized weights only; set MSA_ALLOW_UNTESTED"):
+        startup._check_quantization(options, quantized)
+    startup._check_quantization(options, SimpleNamespace())
+    monkeypatch.setenv("MSA_ALLOW_UNTESTED", "1")
+    startup._check_quantization(options, quantized)

@@ -15,14 +15,13 @@ from typing import Any, NamedTuple
 import pytest
 from safetensors.torch import load_file, save_file
 
-from msa_backend.config import MSAError
-
 from ..compare import Answer, assert_same
 from ..engines.capabilities import Can, needs
 from ..engines.drivers import DRIVER
 from ..engines.drivers.base import in_environment
 from ..engines.drivers.running import Engine
 from ..oracle import random_prompt
+from ..refusal import sentence
 
 # Long enough to choose among many blocks, and to share all but the pages of their last tokens.
 ASKED = [random_prompt(length, seed=1) for length in (2500, 3333)]
@@ -160,11 +159,7 @@ def test_lost_index_keys_would_show(taken_over: TakenOver, plain: list[Answer]):
 
 
 def refusal(model: Path, **options: Any) -> str:
-    with pytest.raises(MSAError) as refused:
-        DRIVER.parse(model, **options)
-    message = str(refused.value)
-    assert "\n" not in message
-    return message
+    return sentence(DRIVER.parse, model, **options)
 
 
 def named(connector: str, **more: Any) -> dict[str, Any]:

@@ -8,17 +8,12 @@ from typing import Any
 
 import pytest
 
-from msa_backend.config import MSAError
-
 from ..engines.drivers import DRIVER
+from ..refusal import sentence
 
 
 def refusal(model: Path, **own: Any) -> str:
-    with pytest.raises(MSAError) as refused:
-        DRIVER.parse(model, dtype="bfloat16", own=own)
-    message = str(refused.value)
-    assert "\n" not in message
-    return message
+    return sentence(DRIVER.parse, model, dtype="bfloat16", own=own)
 
 
 @pytest.mark.parametrize(

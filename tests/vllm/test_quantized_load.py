@@ -1,0 +1,275 @@
+"""Quantized checkpoints through vLLM's own layers and loaders, as far as a CPU goes: parameters, not products.
+
+vLLM chooses the kernel of a quantized layer while it makes the layer's parameters, and has none for this machine; so
+the choice is taken out.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from unittest.mock import MagicMock
+
+import pytest
+import torch
+from torch import nn
+
+from msa_backend.model.quantization import fused_layer, parse_quantization
+from msa_backend.model.quantized import is_linear
+from msa_backend.model.weights import CheckpointError, expected_shapes
+from msa_backend.tiny import write_tiny_checkpoint
+
+from ..dequantize import dequantized, load_shards, spread
+
+QKV = ("q_proj", "k_proj", "v_proj")
+INDEX = ("index_q_proj", "index_k_proj")
+ROOT = "language_model.model.layers"
+E4M3 = {"num_bits": 8, "type": "float", "symmetric": True}
+KERNELS = (
+    "vllm.model_executor.layers.quantization.modelopt.select_linear_kernel",
+    "vllm.model_executor.layers.quantization.fp8.init_fp8_linear_kernel",
+    "vllm.model_executor.layers.quantization.compressed_tensors.schemes.compressed_tensors_w8a8_fp8"
+    ".init_fp8_linear_kernel",
+)
+
+Weights = dict[str, torch.Tensor]
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("quantized")
+    return {
+        name: write_tiny_checkpoint(folder / str(name), quantization=name, dtype="bfloat16")
+        for name in ("mxfp8", "fp8", None)
+    }
+
+
+@pytest.fixture(scope="module")
+def vllm_config(checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """One rank of vLLM in this process, with the config of the plain checkpoint."""
+    from vllm.config import set_current_vllm_config
+    from vllm.distributed import init_distributed_environment, initialize_model_parallel
+    from vllm.distributed.parallel_state import destroy_distributed_environment, destroy_model_parallel
+    from vllm.engine.arg_utils import EngineArgs
+    from vllm.plugins import load_general_plugins
+
+    load_general_plugins()
+    arguments: dict[str, Any] = {"language_model_only": True, "skip_tokenizer_init": True, "max_model_len": 2048}
+    config = EngineArgs(model=str(checkpoints[None]), **arguments).create_engine_config()
+    with set_current_vllm_config(config):
+        init_distributed_environment(1, 0, f"file://{tmp_path_factory.mktemp('meet') / 'here'}", 0, "gloo")
+        initialize_model_parallel(1, 1)
+    yield config
+    destroy_model_parallel()
+    destroy_distributed_environment()
+
+
+def read(folder: Path) -> tuple[dict[str, Any], Weights]:
+    return json.loads((folder / "config.json").read_text())["quantization_config"], load_shards(folder)
+
+
+def modelopt(section: dict[str, Any]) -> dict[str, Any]:
+    return {"quant_method": "modelopt", "quant_algo": "MXFP8", "ignore": section["ignored_layers"]}
+
+
+def compressed(section: dict[str, Any]) -> dict[str, Any]:
+    group = {
+        "targets": ["Linear"],
+        "weights": E4M3 | {"strategy": "block", "block_structure": [128, 128], "dynamic": False},
+        "input_activations": E4M3 | {"strategy": "group", "group_size": 128, "dynamic": True},
+    }
+    groups = {"quant_method": "compressed-tensors", "format": "float-quantized", "config_groups": {"group_0": group}}
+    return groups | {"ignore": section["ignored_layers"]}
+
+
+def same(section: dict[str, Any]) -> dict[str, Any]:
+    return section
+
+
+# Format in vLLM, which tiny checkpoint, its config in that format, and what the scales are called in the file.
+FORMS = {
+    "mxfp8": ("mxfp8", "mxfp8", same, "weight_scale_inv"),
+    "modelopt": ("modelopt_mxfp8", "mxfp8", modelopt, "weight_scale"),
+    "fp8": ("fp8", "fp8", same, "weight_scale_inv"),
+    "fp8, the other name": ("fp8", "fp8", same, "weight_scale"),
+    "compressed": ("compressed-tensors", "fp8", compressed, "weight_scale"),
+}
+
+
+@pytest.fixture
+def make_model(vllm_config: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, dict[str, Any]], nn.Module]:
+    from vllm.config import set_current_vllm_config
+    from vllm.model_executor.layers.quantization import get_quantization_config
+    from vllm.model_executor.model_loader.utils import configure_quant_config
+    from vllm.utils.torch_utils import set_default_torch_dtype
+
+    from msa_backend.model.vllm.causal_lm import MiniMaxM3ForCausalLM
+    from msa_backend.model.vllm.mlp import M3MoE
+
+    for kernel in KERNELS:
+        monkeypatch.setattr(kernel, MagicMock())
+
+    def make(method: str, section: dict[str, Any]) -> nn.Module:
+        quant_config = get_quantization_config(method).from_config(section)
+        configure_quant_config(quant_config, MiniMaxM3ForCausalLM)
+        vllm_config.compilation_config.static_forward_context.clear()
+        monkeypatch.setattr(vllm_config, "quant_config", quant_config)
+        with set_current_vllm_config(vllm_config), set_default_torch_dtype(torch.bfloat16):
+            model = MiniMaxM3ForCausalLM(vllm_config=vllm_config)
+        for module in model.modules():
+            if isinstance(module, M3MoE):
+                module.interleaved = False  # as on a GPU
+        return model
+
+    return make
+
+
+def restored(model: nn.Module, module: str) -> torch.Tensor:
+    """The weight of a layer of vLLM, from its codes and scales; a plain one as it is."""
+    parameters = dict(model.named_parameters())
+    names = (f"{module}{joint}weight" for joint in (".", "_"))
+    name = next(name for name in names if name in parameters)
+    weight = parameters[name].data
+    if weight.dtype != torch.float8_e4m3fn:
+        return weight.float()
+    scale = next(parameters[name + suffix].data for suffix in ("_scale", "_scale_inv") if name + suffix in parameters)
+    if weight.dim() == 2:
+        return weight.float() * spread(scale, weight.shape)
+    return torch.stack([w.float() * spread(s, w.shape) for w, s in zip(weight, scale, strict=True)])
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_codes_and_scales_arrive(form: str, checkpoints: dict[str, Path], make_model: Callable[..., nn.Module]):
+    """Every fused layer is, from its codes and its scales, what the checkpoint's parts are from theirs."""
+    method, source, config, suffix = FORMS[form]
+    section, weights = read(checkpoints[source])
+    plain = dequantized(weights)
+    model = make_model(method, config(section))
+    loaded = model.load_weights([(name.replace("weight_scale_inv", suffix), w) for name, w in weights.items()])
+
+    missed = {name for name, _ in model.named_parameters()} - loaded
+    assert all(".attn." in name for name in missed), missed  # scales of a quantized cache, which no checkpoint has here
+
+    def parts(prefix: str, *names: str) -> torch.Tensor:
+        return torch.cat([plain[f"{prefix}.{name}.weight"].float() for name in names])
+
+    for layer in range(4):
+        ours, theirs = f"model.layers.{layer}", f"{ROOT}.{layer}"
+        attention = f"{theirs}.self_attn"
+        names = QKV if layer == 0 else QKV + INDEX
+        assert torch.equal(restored(model, f"{ours}.self_attn.qkv_proj"), parts(attention, *names))
+        assert torch.equal(restored(model, f"{ours}.self_attn.o_proj"), parts(attention, "o_proj"))
+        mlp = "mlp" if layer == 0 else "block_sparse_moe.shared_experts"
+        gate_up = parts(f"{theirs}.{mlp}", "gate_proj", "up_proj")
+        assert torch.equal(restored(model, f"{ours}.{mlp}.gate_up_proj"), gate_up)
+        if layer:
+            experts = f"{theirs}.block_sparse_moe.experts"
+            for fused, names in (("w13", ("w1", "w3")), ("w2", ("w2",))):
+                whole = torch.stack([parts(f"{experts}.{expert}", *names) for expert in range(8)])
+                assert torch.equal(restored(model, f"{ours}.block_sparse_moe.experts.routed_experts.{fused}"), whole)
+    assert torch.equal(restored(model, "lm_head"), plain["language_model.lm_head.weight"].float())
+
+
+@pytest.mark.parametrize("form", ["mxfp8", "modelopt", "fp8", "compressed"])
+@pytest.mark.parametrize("prefix", ["language_model.model.", "model.language_model.", "model."])
+def test_a_dense_layer_is_excluded(
+    form: str, prefix: str, checkpoints: dict[str, Path], make_model: Callable[..., nn.Module]
+):
+    """By the names of its q, k and v, whichever prefix the list has; the sparse layers' are quantized still."""
+    method, source, config, _ = FORMS[form]
+    section, _ = read(checkpoints[source])
+    names = (*(f"self_attn.{name}" for name in QKV), "mlp.gate_proj", "mlp.up_proj")
+    section = section | {"ignored_layers": ["lm_head", *(f"{prefix}layers.0.{name}" for name in names)]}
+    parameters = dict(make_model(method, config(section)).named_parameters())
+    dtypes = [parameters[f"model.layers.{layer}.self_attn.qkv_proj.weight"].dtype for layer in range(4)]
+    assert dtypes == [torch.bfloat16] + [torch.float8_e4m3fn] * 3
+    assert parameters["model.layers.0.mlp.gate_up_proj.weight"].dtype == torch.bfloat16
+    assert parameters["lm_head.weight"].dtype == torch.bfloat16
+
+
+ATTENTION = [f"{ROOT}.1.self_attn.{name}" for name in QKV + INDEX]
+
+
+@pytest.mark.parametrize(
+    ("form", "ignored"),
+    [
+        ("mxfp8", []),
+        ("mxfp8", ["language_model.lm_head*", *ATTENTION]),
+        ("mxfp8", ["lm_head", f"{ROOT}.1.self_attn", "o_proj*"]),
+        ("mxfp8", ["*lm_head", "*shared_experts*", "*.2.*down_proj"]),
+        ("modelopt", ["lm_head", f"{ROOT}.2.block_sparse_moe.experts.0.w1", f"{ROOT}.0.mlp*"]),
+        ("fp8", []),
+        ("fp8", [*ATTENTION, f"{ROOT}.3", "o_proj", f"{ROOT}.0.mlp.down_proj"]),
+        ("fp8", [f"{ROOT}.0.self_attn.qkv_proj", f"{ROOT}.2.block_sparse_moe.experts.5.w2"]),
+        ("compressed", []),
+        ("compressed", [*ATTENTION, r"re:.*layers\.0\.self_attn\.[qkv]_proj", "re:.*shared_experts", "o_proj"]),
+        ("compressed", [r"re:.*layers\.2\..*experts\.\d", "re:language_model.*", "lm_head"]),
+    ],
+)
+def test_lists_are_read_as_vllm_reads_them(
+    form: str, ignored: list[str], checkpoints: dict[str, Path], make_model: Callable[..., nn.Module]
+):
+    """What the check before start-up takes for quantized is what vLLM makes quantized."""
+    method, source, config, _ = FORMS[form]
+    section = config(read(checkpoints[source])[0] | {"ignored_layers": ignored})
+    rule = parse_quantization(section)
+    model = make_model(method, section)
+    parameters = dict(model.named_parameters())
+    seen = set()
+    for name, shape in expected_shapes(model.m3_config).items():
+        module = name.removesuffix(".weight")
+        layer = fused_layer(module)
+        weight = f"{layer}.routed_experts.w2_weight" if layer.endswith(".experts") else f"{layer}.weight"
+        if not is_linear(module, shape, rule) or weight not in parameters:
+            continue
+        seen.add(layer)
+        quantized = parameters[weight].dtype == torch.float8_e4m3fn
+        assert quantized == (rule.excluding(module) is None), module
+    assert len(seen) == 4 * 2 + 2 + 3 * 3 + rule.quantizes_head
+    others = [parameters["model.layers.1.block_sparse_moe.gate.weight"], parameters["model.embed_tokens.weight"]]
+    others += [] if rule.quantizes_head else [parameters["lm_head.weight"]]
+    assert all(other.dtype != torch.float8_e4m3fn for other in others)
+
+
+def test_plain_index_weights_beside_quantized_ones(checkpoints: dict[str, Path], make_model: Callable[..., nn.Module]):
+    """As from a model hub, where nothing is checked before the download."""
+    section, weights = read(checkpoints["mxfp8"])
+    name = f"{ROOT}.1.self_attn.index_q_proj.weight"
+    del weights[f"{name}_scale_inv"]
+    weights[name] = weights[name].bfloat16()
+    model = make_model("mxfp8", section)
+    with pytest.raises(
+        CheckpointError, match=r"index_q_proj\.weight is torch\.bfloat16, but quantization_config makes"
+    ):
+        model.load_weights(weights.items())
+
+
+@pytest.mark.parametrize(
+    ("first", "says"), [("weight", "is torch.float8_e4m3fn, but"), ("weight_scale_inv", "has no place in the layer")]
+)
+def test_quantized_weights_that_the_list_excludes(
+    first: str, says: str, checkpoints: dict[str, Path], make_model: Callable[..., nn.Module]
+):
+    module = f"{ROOT}.1.self_attn.o_proj"
+    section, weights = read(checkpoints["mxfp8"])
+    model = make_model("mxfp8", section | {"ignored_layers": ["lm_head", module]})
+    with pytest.raises(CheckpointError, match=rf"o_proj\.{first} {says}"):
+        model.load_weights({f"{module}.{first}": weights[f"{module}.{first}"], **weights}.items())
+
+
+def test_a_scale_that_never_came(checkpoints: dict[str, Path], make_model: Callable[..., nn.Module]):
+    section, weights = read(checkpoints["fp8"])
+    del weights[f"{ROOT}.2.block_sparse_moe.experts.3.w1.weight_scale_inv"]
+    with pytest.raises(
+        CheckpointError, match=r"experts\.3\.w1\.weight is quantized, but the checkpoint lacks its scale"
+    ):
+        make_model("fp8", section).load_weights(weights.items())
+
+
+def test_scales_of_a_cache_are_passed_over(checkpoints: dict[str, Path], make_model: Callable[..., nn.Module]):
+    section, weights = read(checkpoints["fp8"])
+    weights[f"{ROOT}.0.self_attn.k_proj.k_scale"] = torch.tensor(2.0)
+    loaded = make_model("fp8", section).load_weights(weights.items())
+    assert not any(name.endswith("k_scale") for name in loaded)
