@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 from .config import M3Config
 from .mtp import check_mtp_shapes
 from .quantization import read_quantization
-from .quantized import Stored, check_quantized
-from .vision import VisionConfig, canonical_vision_name, expected_vision_shapes
+from .quantized import PLAIN, Stored, check_quantized
+from .vision import VisionConfig, canonical_vision_name, expected_vision_shapes, quantized_vision
 from .weights import (
     CheckpointError,
     Part,
@@ -50,7 +50,7 @@ def check_checkpoint(folder: Path, config: M3Config, vision: VisionConfig | None
     Raises:
         CheckpointError: a shard is missing, truncated or unreadable; a weight is missing, unknown or has
             another shape than the config gives it; a quantized weight is not what ``quantization_config`` says, or
-            its scale is missing or of another form.
+            its scale is missing or of another form; a vision weight is quantized.
     """
     expected = expected_shapes(config)
     quantization = read_quantization(folder)
@@ -67,9 +67,12 @@ def check_checkpoint(folder: Path, config: M3Config, vision: VisionConfig | None
             parts = _parts(name, config, vision)
             check_expert_count(name, parts, tensor.shape, config)
             for part in parts:
+                is_scale = is_quantization_scale(part.name, expected)
+                if is_vision_weight(name) and (is_scale or tensor.dtype not in PLAIN):
+                    raise quantized_vision(name)
                 actual = part.shape(tensor.shape)
                 if part.name not in expected:
-                    if not is_quantization_scale(part.name, expected):
+                    if not is_scale:
                         unknown.append(name)
                 elif actual != expected[part.name]:
                     raise CheckpointError(

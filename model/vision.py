@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from msa_backend.config import MSAConfigError, require
 
 from .config import text_section
-from .weights import CheckpointError, missing_weights, unknown_weights
+from .weights import CheckpointError, is_quantization_scale, missing_weights, unknown_weights
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -113,11 +113,13 @@ def canonical_vision_weights(
 
     Raises:
         CheckpointError: a weight the config has no place for or one that is there twice (at once), or weights that
-            never came (when the stream ends).
+            never came (when the stream ends); a weight is quantized.
     """
     missing = set(expected := expected_vision_shapes(config))
     for name, tensor in weights:
         canonical = canonical_vision_name(name)
+        if tensor.element_size() == 1 or is_quantization_scale(canonical, expected):
+            raise quantized_vision(name)
         if canonical not in expected:
             raise unknown_weights([name])
         if canonical not in missing:
@@ -126,6 +128,14 @@ def canonical_vision_weights(
         yield canonical, tensor
     if missing:
         raise missing_weights(missing)
+
+
+def quantized_vision(name: str) -> CheckpointError:
+    """What to say of ``name``, a quantized vision weight or the scale of one."""
+    return CheckpointError(
+        f"{name} is of a quantized vision half, but images are served with an unquantized one; take a checkpoint that "
+        "quantizes the text model alone, or pass --language-model-only"
+    )
 
 
 def expected_vision_shapes(config: VisionConfig) -> dict[str, tuple[int, ...]]:

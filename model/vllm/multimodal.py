@@ -36,9 +36,14 @@ _PIXELS = (("pixel_values", "image_grid_thw"), ("pixel_values_videos", "video_gr
     MiniMaxM3VLMultiModalProcessor, info=M3ProcessingInfo, dummy_inputs=M3DummyInputs
 )
 class MiniMaxM3ForConditionalGeneration(nn.Module, SupportsMultiModal, SupportsPP):
-    """vLLM's vision tower in front of our text model."""
+    """vLLM's vision tower in front of our text model.
+
+    No format quantizes the tower, whatever its ignore list says; the text model's layers are called as they are
+    without a tower, so that lists are read as they were checked.
+    """
 
     packed_modules_mapping = MiniMaxM3ForCausalLM.packed_modules_mapping
+    hf_to_vllm_mapper = MiniMaxM3ForCausalLM.hf_to_vllm_mapper
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         super().__init__()
@@ -49,13 +54,11 @@ class MiniMaxM3ForConditionalGeneration(nn.Module, SupportsMultiModal, SupportsP
                 PreTrainedConfig.from_dict(config.original_section()),
                 text_hidden_size=config.text_hidden_size,
                 projector_hidden_size=config.projector_size,
-                quant_config=vllm_config.quant_config,
+                quant_config=None,
                 prefix=maybe_prefix(prefix, "vision_tower"),
             )
         with self._mark_language_model(vllm_config):
-            self.language_model = MiniMaxM3ForCausalLM(
-                vllm_config=vllm_config, prefix=maybe_prefix(prefix, "language_model")
-            )
+            self.language_model = MiniMaxM3ForCausalLM(vllm_config=vllm_config, prefix=prefix)
         self.make_empty_intermediate_tensors = self.language_model.make_empty_intermediate_tensors
 
     @classmethod

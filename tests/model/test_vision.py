@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from msa_backend.config import MSAConfigError
 from msa_backend.model.checkpoint import check_checkpoint
@@ -19,6 +22,9 @@ from msa_backend.model.vision import (
     expected_vision_shapes,
 )
 from msa_backend.model.weights import CheckpointError, is_vision_weight
+from msa_backend.tiny import QUANTIZATIONS, write_tiny_checkpoint
+
+from ..refusal import sentence
 
 CONFIG = VisionConfig(
     hidden_size=12,
@@ -107,6 +113,52 @@ def test_a_file_of_another_vision_model_is_refused(tiny: Path):
         check_checkpoint(tiny, text, replace(vision, intermediate_size=64))
     with pytest.raises(CheckpointError, match="lacks .*layers.2"):
         check_checkpoint(tiny, text, replace(vision, num_layers=3))
+
+
+@pytest.fixture(scope="module", params=QUANTIZATIONS)
+def quantized(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The text model quantized and the vision half not, as it is published."""
+    return write_tiny_checkpoint(tmp_path_factory.mktemp("quantized") / request.param, quantization=request.param)
+
+
+def with_tower(quantized: Path, target: Path, **tensors: torch.Tensor | None) -> Path:
+    """The checkpoint with other tensors of one module of the tower, or without those that are None."""
+    shutil.copytree(quantized, target)
+    file = target / "model.safetensors"
+    changed = {f"vision_tower.{TOWER.removesuffix('weight')}{name}": tensor for name, tensor in tensors.items()}
+    held = {name: tensor for name, tensor in (load_file(file) | changed).items() if tensor is not None}
+    save_file(held, file, {"format": "pt"})
+    return target
+
+
+def test_a_plain_vision_half_beside_a_quantized_text_model(quantized: Path):
+    check_checkpoint(quantized, *read(quantized))
+
+
+def test_a_missing_vision_weight_is_named_beside_a_quantized_text_model(quantized: Path, tmp_path: Path):
+    folder = with_tower(quantized, tmp_path / "m", weight=None)
+    message = sentence(check_checkpoint, folder, *read(folder), error=CheckpointError)
+    assert message.startswith(f"the checkpoint lacks weights that its config asks for: {TOWER};")
+    check_checkpoint(folder, read(folder)[0])
+
+
+@pytest.mark.parametrize(
+    ("name", "tensor"),
+    [
+        ("weight", torch.zeros(320, 160).to(torch.float8_e4m3fn)),
+        ("weight_scale_inv", torch.ones(320, 5, dtype=torch.uint8)),
+        ("input_scale", torch.ones(1)),
+    ],
+)
+def test_a_quantized_vision_half_is_refused(name: str, tensor: torch.Tensor, quantized: Path, tmp_path: Path):
+    """Before it is loaded where it lies in a folder, else as it comes; and only where images are served."""
+    folder = with_tower(quantized, tmp_path / "m", **{name: tensor})
+    found = f"vision_tower.{TOWER.removesuffix('weight')}{name}"
+    said = f"{found} is of a quantized vision half, but images are served with an unquantized one; "
+    assert sentence(check_checkpoint, folder, *read(folder), error=CheckpointError).startswith(said)
+    with pytest.raises(CheckpointError, match=re.escape(said)):
+        list(canonical_vision_weights([(found, tensor)], CONFIG))
+    check_checkpoint(folder, read(folder)[0])
 
 
 def test_a_config_without_a_vision_section():

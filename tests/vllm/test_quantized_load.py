@@ -126,6 +126,34 @@ def make_model(vllm_config: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[[s
     return make
 
 
+@pytest.fixture
+def make_image_model(
+    checkpoints: dict[str, Path], vllm_config: Any, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[str, dict[str, Any]], nn.Module]:
+    """The same behind a vision tower."""
+    pytest.importorskip("torchvision", reason="the tower does not import without")
+    from vllm.config import set_current_vllm_config
+    from vllm.engine.arg_utils import EngineArgs
+    from vllm.model_executor.layers.quantization import get_quantization_config
+    from vllm.model_executor.model_loader.utils import configure_quant_config
+    from vllm.utils.torch_utils import set_default_torch_dtype
+
+    from msa_backend.model.vllm.multimodal import MiniMaxM3ForConditionalGeneration
+
+    for kernel in KERNELS:
+        monkeypatch.setattr(kernel, MagicMock())
+    arguments: dict[str, Any] = {"skip_tokenizer_init": True, "max_model_len": 2048}
+    config = EngineArgs(model=str(checkpoints[None]), **arguments).create_engine_config()
+
+    def make(method: str, section: dict[str, Any]) -> nn.Module:
+        config.quant_config = get_quantization_config(method).from_config(section)
+        configure_quant_config(config.quant_config, MiniMaxM3ForConditionalGeneration)
+        with set_current_vllm_config(config), set_default_torch_dtype(torch.bfloat16):
+            return MiniMaxM3ForConditionalGeneration(vllm_config=config)
+
+    return make
+
+
 def restored(model: nn.Module, module: str) -> torch.Tensor:
     """The weight of a layer of vLLM, from its codes and scales; a plain one as it is."""
     parameters = dict(model.named_parameters())
@@ -273,3 +301,28 @@ def test_scales_of_a_cache_are_passed_over(checkpoints: dict[str, Path], make_mo
     weights[f"{ROOT}.0.self_attn.k_proj.k_scale"] = torch.tensor(2.0)
     loaded = make_model("fp8", section).load_weights(weights.items())
     assert not any(name.endswith("k_scale") for name in loaded)
+
+
+@pytest.mark.parametrize("form", ["mxfp8", "modelopt", "fp8", "compressed"])
+def test_a_vision_half_stays_as_it_is(
+    form: str, checkpoints: dict[str, Path], make_image_model: Callable[..., nn.Module]
+):
+    """Whether the list names it or not, and the list excludes the text model's layers as it does without."""
+    method, source, config, suffix = FORMS[form]
+    section, weights = read(checkpoints[source])
+    excluded = [f"{ROOT}.0.self_attn.{name}" for name in QKV]
+    for name in excluded:
+        weights[f"{name}.weight"] = weights[f"{name}.weight"].float().bfloat16()
+        del weights[f"{name}.weight_scale_inv"]
+    model = make_image_model(method, config(section | {"ignored_layers": ["language_model.lm_head", *excluded]}))
+    model.load_weights([(name.replace("weight_scale_inv", suffix), w) for name, w in weights.items()])
+    parameters = dict(model.named_parameters())
+    tower = "vision_model.encoder.layers.1"
+    assert torch.equal(parameters[f"vision_tower.{tower}.fc1.weight"], weights[f"vision_tower.{tower}.mlp.fc1.weight"])
+    assert torch.equal(
+        parameters["vision_tower.patch_merge_mlp.linear_1.weight"], weights["patch_merge_mlp.linear_1.weight"]
+    )
+    layers = [parameters[f"language_model.model.layers.{layer}.self_attn.qkv_proj.weight"] for layer in range(4)]
+    assert [layer.dtype for layer in layers] == [torch.bfloat16] + [torch.float8_e4m3fn] * 3
+    assert torch.equal(layers[0], torch.cat([weights[f"{name}.weight"] for name in excluded]))
+    assert parameters["language_model.lm_head.weight"].dtype == torch.bfloat16
