@@ -96,12 +96,31 @@ def _apply() -> None:
 
     if not current_platform.is_cpu() or vision_tower.triton_mrope is rotate:
         return
-    for name, parameters in (("vit_mrope_setup", _ANGLES), ("triton_mrope", _ROTATE)):
-        original = getattr(vision_tower, name, None)
-        if original is None or " ".join(inspect.signature(original).parameters) != parameters:
-            raise PatchError(PATCH, f"{name}({parameters.replace(' ', ', ')}) of {_TOWER} is gone or changed")
-    vision_tower.vit_mrope_setup = angles
+    layer = getattr(vision_tower, "VitMropeSetup", None)
+    if layer is None:
+        _check("vit_mrope_setup", getattr(vision_tower, "vit_mrope_setup", None), _ANGLES)
+    else:
+        _check("VitMropeSetup.forward", getattr(layer, "forward", None), f"self {_ANGLES}")
+    _check("triton_mrope", getattr(vision_tower, "triton_mrope", None), _ROTATE)
+    if layer is None:
+        vision_tower.vit_mrope_setup = angles
+    else:
+        # From 0.33 on, where vLLM lets this half be replaced.
+        _replace(layer)
     vision_tower.triton_mrope = rotate
+
+
+def _check(name: str, found: Any, parameters: str) -> None:
+    if found is None or " ".join(inspect.signature(found).parameters) != parameters:
+        raise PatchError(PATCH, f"{name}({parameters.replace(' ', ', ')}) of {_TOWER} is gone or changed")
+
+
+def _replace(layer: Any) -> None:
+    class TorchMropeSetup(layer):
+        def forward(self, *arguments: Any) -> tuple[Tensor, Tensor]:
+            return angles(*arguments)
+
+    layer.register_oot(TorchMropeSetup)
 
 
 def _status() -> str:
@@ -120,10 +139,10 @@ PATCH = Patch(
     name="vllm_vision_rope",
     why=(
         "the vision tower launches two Triton kernels that have no other path, so on a CPU the engine starts and dies "
-        "at the first image; neither is a layer that a plugin could replace"
+        "at the first image; the one that rotates is no layer that a plugin could replace, nor in vLLM 0.32 the other"
     ),
-    checked_on=("vLLM 0.32",),
-    retired_by="a path in torch in triton_mrope and in vit_mrope_setup, which in vLLM 0.33 is a layer to replace",
+    checked_on=("vLLM 0.32", "vLLM 0.33"),
+    retired_by="a path in torch in triton_mrope, or a layer around it as vLLM 0.33 has around vit_mrope_setup",
     apply=_apply,
     status=_status,
 )

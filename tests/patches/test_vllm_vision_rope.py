@@ -28,6 +28,36 @@ def test_it_takes() -> None:
     assert (vision_tower.vit_mrope_setup, vision_tower.triton_mrope) == (angles, rotate)
 
 
+@pytest.mark.usefixtures("vllm")
+def test_it_takes_where_the_angles_are_a_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in vLLM 0.33, where the tower makes one for itself."""
+    pytest.importorskip("torchvision")
+    from vllm.model_executor import custom_op
+    from vllm.models.minimax_m3.common import vision_tower
+
+    class VitMropeSetup(custom_op.PluggableLayer):
+        def forward(self, inv_freq_t, inv_freq_h, inv_freq_w, grid_thw, spatial_merge_size):
+            raise AssertionError("Triton has no CPU")
+
+    def triton_mrope(
+        q, k, cos, sin, mrope_section, head_size, rotary_dim, mrope_interleaved, is_neox_style
+    ) -> None: ...
+
+    monkeypatch.setattr(custom_op, "op_registry_oot", {})
+    monkeypatch.setattr(vision_tower, "VitMropeSetup", VitMropeSetup, raising=False)
+    monkeypatch.setattr(vision_tower, "triton_mrope", triton_mrope)
+    PATCH.apply()
+    PATCH.apply()
+    assert PATCH.status() == APPLIED
+    inverse = torch.ones(1)
+    for found, expected in zip(
+        vision_tower.VitMropeSetup()(inverse, inverse, inverse, GRIDS, 2),
+        angles(inverse, inverse, inverse, GRIDS, 2),
+        strict=True,
+    ):
+        assert torch.equal(found, expected)
+
+
 def rope() -> tuple[torch.Tensor, torch.Tensor]:
     inverse = THETA ** -(torch.arange(SECTIONS[0]) / SECTIONS[0])
     return angles(inverse, inverse, inverse, GRIDS, 2)
