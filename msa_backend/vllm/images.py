@@ -62,4 +62,8 @@ def settle(vllm_config: VllmConfig) -> bool:
             )
     if vllm_config.speculative_config is not None:
         refusals.check_tested("--speculative-config is given and the model takes images", "--language-model-only then")
+    # Imports what loads images and videos, which text does not need.
+    from .media import use_own_connector
+
+    use_own_connector()
     return True
