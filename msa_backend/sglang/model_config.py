@@ -12,9 +12,9 @@ from typing import Any
 
 from msa_backend.config import MSAConfigError
 from msa_backend.model.config import M3Config, overlay, text_section
+from msa_backend.names import TEXT_ARCHITECTURE
 
 _KEY = "msa_text_config"
-_ARCHITECTURE = "MiniMaxM3SparseForCausalLM"
 
 
 def read_text_config(model_path: str, revision: str | None, overrides: str) -> dict[str, Any]:
@@ -37,7 +37,7 @@ def record(overrides: str, text_config: dict[str, Any], architecture: str, is_wh
     added: dict[str, Any] = {_KEY: text_config} | ({"text_config": section} if is_whole else section)
     if "Sparse" not in architecture:
         # SGLang knows MiniMax-M3's caches by this name only; the class we give it serves every form.
-        added["architectures"] = [_ARCHITECTURE]
+        added["architectures"] = [TEXT_ARCHITECTURE]
     return json.dumps(overlay(json.loads(overrides), added))
 
 

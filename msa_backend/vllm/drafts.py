@@ -13,6 +13,7 @@ from msa_backend.config import MSAError
 from msa_backend.model.checkpoint import check_mtp_checkpoint
 from msa_backend.model.config import M3Config, text_section
 from msa_backend.model.mtp import MODULES_KEY, num_modules
+from msa_backend.names import IMAGE_ARCHITECTURE
 
 from .model_config import read_config_file
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 logger = init_logger("vllm.msa_backend")
 
-WITH_MODULES = "MiniMaxM3SparseForConditionalGeneration"
+WITH_MODULES = IMAGE_ARCHITECTURE
 """The one architecture in which vLLM looks for MTP modules."""
 TAPS_KEY = "eagle_aux_hidden_state_layer_ids"
 OTHERWISE = "use ngram, or leave --speculative-config out"
