@@ -18,14 +18,18 @@ _ROTATE = "q k cos sin mrope_section head_size rotary_dim mrope_interleaved is_n
 
 
 def angles(
-    inv_freq_t: Tensor, inv_freq_h: Tensor, inv_freq_w: Tensor, grid_thw: Sequence[Sequence[int]], merge: int
+    inv_freq_t: Tensor,
+    inv_freq_h: Tensor,
+    inv_freq_w: Tensor,
+    grid_thw: Sequence[Sequence[int]],
+    spatial_merge_size: int,
 ) -> tuple[Tensor, Tensor]:
     """Cosines and sines of all patches.
 
     Args:
         inv_freq_t, inv_freq_h, inv_freq_w: fp32 ``[channels]``, of the pairs of channels that each axis rotates.
         grid_thw: of each image or video, its patches in time, height and width.
-        merge: patches of a token's side. The patches of one token follow each other.
+        spatial_merge_size: patches of a token's side. The patches of one token follow each other.
 
     Returns:
         Two fp32 views ``[3, patches, channels of all axes]``. A reader takes each axis's channels from a plane of its
@@ -33,9 +37,8 @@ def angles(
     """
     import torch
 
-    positions = torch.cat([_positions(frames, height, width, merge) for frames, height, width in grid_thw]).to(
-        inv_freq_t
-    )
+    of_each = [_positions(frames, rows, columns, spatial_merge_size) for frames, rows, columns in grid_thw]
+    positions = torch.cat(of_each).to(inv_freq_t)
     found = torch.cat(
         [positions[:, axis, None].to(inv) * inv for axis, inv in enumerate((inv_freq_t, inv_freq_h, inv_freq_w))],
         dim=-1,
@@ -117,8 +120,8 @@ def _check(name: str, found: Any, parameters: str) -> None:
 
 def _replace(layer: Any) -> None:
     class TorchMropeSetup(layer):
-        def forward(self, *arguments: Any) -> tuple[Tensor, Tensor]:
-            return angles(*arguments)
+        def forward(self, *arguments: Any, **named: Any) -> tuple[Tensor, Tensor]:
+            return angles(*arguments, **named)
 
     layer.register_oot(TorchMropeSetup)
 
