@@ -14,6 +14,7 @@ from msa_backend.model.checkpoint import check_checkpoint
 from msa_backend.model.config import M3Config
 from msa_backend.names import BACKEND_NAME
 
+from . import graphs
 from . import model_config as m3
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ def prepare(vllm_config: VllmConfig) -> None:
     if vllm_config.load_config.load_format != "dummy" and (folder := Path(vllm_config.model_config.model)).is_dir():
         check_checkpoint(folder, config)
     m3.record(vllm_config, text_config)
+    graphs.choose(vllm_config)
     logger.info(
         "msa-backend %s serves this model: %d of %d layers attend to %d of their blocks of %d tokens.",
         __version__,
