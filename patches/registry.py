@@ -8,6 +8,7 @@ from . import (
     sglang_model_config,
     vllm_backend_name,
     vllm_cpu_version,
+    vllm_graphs_of_both_kinds,
     vllm_refuse_other_models,
     vllm_speculative_config,
 )
@@ -16,6 +17,7 @@ PATCHES: tuple[Patch[...], ...] = (
     vllm_cpu_version.PATCH,
     vllm_backend_name.PATCH,
     vllm_refuse_other_models.PATCH,
+    vllm_graphs_of_both_kinds.PATCH,
     vllm_speculative_config.PATCH,
     sglang_attn_backend_wrapper.PATCH,
     sglang_model_config.PATCH,

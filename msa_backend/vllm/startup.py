@@ -14,7 +14,7 @@ from msa_backend.model.checkpoint import check_checkpoint
 from msa_backend.model.config import M3Config
 from msa_backend.names import BACKEND_NAME
 
-from . import drafts
+from . import drafts, graphs
 from . import model_config as m3
 from .connectors import check_connectors
 from .quantization import check_quantization
@@ -47,6 +47,7 @@ def prepare(vllm_config: VllmConfig) -> None:
         check_checkpoint(folder, config)
     drafts.check(vllm_config, config)
     m3.record(vllm_config, text_config)
+    graphs.choose(vllm_config)
     logger.info(
         "msa-backend %s serves this model: %d of %d layers attend to %d of their blocks of %d tokens.",
         __version__,
