@@ -60,6 +60,7 @@ def measure(session: Session, plan: Plan) -> Iterator[dict[str, Any]]:
             "cold": answer(cold),
             "hit": answer(hit) | {"cached_tokens": hit.num_cached_tokens},
             "miss": answer(miss),
+            "drafts": session.drafts(),
         }
 
 
@@ -87,6 +88,8 @@ def compare(found: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
                 entry[f"{first}, {name}: answers"] = common(row["cold"], theirs["cold"])
         for name, rows in found.items():
             for other in (other for other in rows if other["length"] == row["length"]):
+                if other.get("drafts"):
+                    entry[f"{name}: drafts until here"] = other["drafts"]
                 hit = common(other["hit"], other["miss"]) | {"cached": other["hit"]["cached_tokens"]}
                 entry[f"{name}: hit against miss"] = hit
         result[str(row["length"])] = entry
