@@ -45,8 +45,8 @@ CLASSES = {
 }
 
 
-def environment(name: str) -> dict[str, str]:
-    """All variables of the process that measures class `name`."""
+def environment(one: Class) -> dict[str, str]:
+    """All variables of the process that measures a class."""
     fixed = {
         "HF_HUB_OFFLINE": "1",
         "PYTHONSAFEPATH": "1",
@@ -55,16 +55,23 @@ def environment(name: str) -> dict[str, str]:
         # Lets `Session` ask the worker for the settings that vLLM resolved.
         "VLLM_ALLOW_INSECURE_SERIALIZATION": "1",
     }
-    return {**os.environ, **fixed, **CLASSES[name].environment}
+    return {**os.environ, **fixed, **one.environment}
 
 
 def run(
-    name: str, model: str, options: dict[str, Any], plans: dict[str, Any], folder: Path, show: Callable[[str], None]
+    name: str,
+    one: Class,
+    model: str,
+    options: dict[str, Any],
+    plans: dict[str, Any],
+    folder: Path,
+    show: Callable[[str], None],
 ) -> dict[str, Any]:
-    """Start an engine with class `name` in a child process and measure the parts that have a plan.
+    """Start an engine with a class in a child process and measure the parts that have a plan.
 
     Args:
-        options: of `vllm.LLM`.
+        name: of the class, and of its log.
+        options: of `vllm.LLM`, those of the class among them.
         plans: by part, in the order to run them.
         folder: for the child's log and its report.
         show: called with each row as a line, when it is measured.
@@ -81,7 +88,7 @@ def run(
     last: deque[str] = deque(maxlen=40)
     with (folder / f"{name}.log").open("a") as log:
         process = subprocess.Popen(
-            command, env=environment(name), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            command, env=environment(one), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
             text=True, errors="replace", start_new_session=True,
         )  # fmt: skip
         try:

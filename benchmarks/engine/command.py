@@ -5,6 +5,8 @@
     python benchmarks/engine run MODEL out.json --only profile    # kernels and GPU time of a step
     python benchmarks/engine run MODEL out.json --only equal      # do they say the same? with graphs and without
     python benchmarks/engine run MODEL out.json --only serve      # `vllm bench serve` on conversations
+    python benchmarks/engine run MODEL out.json --only equal --options '{"tensor_parallel_size": 2}'
+        --also 'one rank={"tensor_parallel_size": 1}'             # against ours with other options
     python benchmarks/engine table out.json more.json             # several results as one
 
 Each class runs in a process of its own, one after the other, with vLLM's defaults but for --max-model-len and what
@@ -34,7 +36,7 @@ PARTS = (*children.PARTS, "serve")
 def main() -> int:
     arguments = parse(sys.argv[1:])
     if arguments.step == "write":
-        checkpoint.write(arguments.model, arguments.layers)
+        checkpoint.write(arguments.model, arguments.layers, arguments.quantization)
         return 0
     if arguments.step == "child":
         children.work(arguments.job, arguments.report)
@@ -57,6 +59,7 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     writing = steps.add_parser("write", help="write the model")
     writing.add_argument("model", type=Path)
     writing.add_argument("--layers", type=int, default=checkpoint.LAYERS, help="the first is dense; %(default)s")
+    writing.add_argument("--quantization", help="mxfp8 or fp8, as `msa-backend tiny` writes them")
     child = steps.add_parser("child")  # what `run` starts for each class
     child.add_argument("job", type=Path)
     child.add_argument("report", type=Path)
@@ -77,6 +80,8 @@ def add_run(running: argparse.ArgumentParser) -> None:
     running.add_argument("--max-model-len", type=int, default=524_288, help="of both")
     running.add_argument("--options", type=json.loads, default={}, help="more arguments of vllm.LLM, as JSON")
     running.add_argument("--ours-options", type=json.loads, default={}, help="the same for our class alone")
+    also = "our class once more, with other options: NAME=JSON; may be given several times"
+    running.add_argument("--also", type=another, action="append", default=[], help=also)
 
     group, default = running.add_argument_group("cells"), cells.Plan((), (), ())
     group.add_argument("--cells", type=names(cells.KINDS), default=cells.KINDS, help=f"of {', '.join(cells.KINDS)}")
@@ -108,6 +113,11 @@ def add_run(running: argparse.ArgumentParser) -> None:
     group.add_argument("--first", type=int, default=shape.first, help="tokens of the first prompt after it")
 
 
+def another(text: str) -> tuple[str, dict[str, Any]]:
+    name, _, options = text.partition("=")
+    return name, json.loads(options)
+
+
 def names(allowed: Collection[str]) -> Any:
     def listed(text: str) -> tuple[str, ...]:
         found = tuple(text.split(","))
@@ -134,14 +144,15 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     }
     folder = arguments.out.with_suffix(".logs")
     folder.mkdir(parents=True, exist_ok=True)
-    for number, name, plans in jobs(arguments):
+    for number, name, one_of, plans in jobs(arguments):
         print(f"{name}, round {number + 1}: {', '.join(plans)}", flush=True)
         options = {"language_model_only": True, "max_model_len": arguments.max_model_len} | arguments.options
         if name != "in-tree":
             options |= arguments.ours_options
+        options |= one_of.options
         measure = served if "serve" in plans else children.run
         started = time.monotonic()
-        one = measure(name, arguments.model, options | children.CLASSES[name].options, plans, folder, show)
+        one = measure(name, one_of, arguments.model, options, plans, folder, show)
         took = round(time.monotonic() - started, 1)
         found["runs"].append({"class": name, "round": number, "seconds": took, "options": options} | one)
         arguments.out.write_text(json.dumps(found) + "\n")
@@ -152,8 +163,8 @@ def show(line: str) -> None:
     print(f"  {line}", flush=True)
 
 
-def jobs(arguments: argparse.Namespace) -> Iterator[tuple[int, str, dict[str, Any]]]:
-    """Round, class and the plan of each part, in order; one engine serves all parts but `serve`."""
+def jobs(arguments: argparse.Namespace) -> Iterator[tuple[int, str, children.Class, dict[str, Any]]]:
+    """Round, name, class and the plan of each part, in order; one engine serves all parts but `serve`."""
     plans: dict[str, Any] = {
         "cells": cells.Plan(
             contexts=arguments.contexts, suffixes=arguments.suffixes, batches=arguments.batches, kinds=arguments.cells,
@@ -169,26 +180,35 @@ def jobs(arguments: argparse.Namespace) -> Iterator[tuple[int, str, dict[str, An
     }  # fmt: skip
     plans = {part: plan for part, plan in plans.items() if part in arguments.only}
     shape = conversations.Shape(arguments.conversations, arguments.turns, arguments.shared, arguments.first)
+    ours = children.CLASSES["ours"]
+    classes = {name: children.CLASSES[name] for name in arguments.classes}
+    classes |= {name: children.Class(ours.environment, options) for name, options in arguments.also}
     for number in range(arguments.rounds):
         if number:
             plans.pop("equal", None)  # a second round would say the same
-        for name in arguments.classes:
+        for name, one in classes.items():
             if plans:
-                yield number, name, plans
-        if "equal" in plans and "eager" not in arguments.classes:
-            yield number, "eager", {"equal": plans["equal"]}
+                yield number, name, one, plans
+        if "equal" in plans and "eager" not in classes:
+            yield number, "eager", children.CLASSES["eager"], {"equal": plans["equal"]}
         if "serve" in arguments.only:
-            for name in arguments.classes:
-                yield number, name, {"serve": serve.Plan(arguments.concurrency, shape)}
+            for name, one in classes.items():
+                yield number, name, one, {"serve": serve.Plan(arguments.concurrency, shape)}
 
 
 def served(
-    name: str, model: str, options: dict[str, Any], plans: dict[str, Any], folder: Path, show: Any
+    name: str,
+    one: children.Class,
+    model: str,
+    options: dict[str, Any],
+    plans: dict[str, Any],
+    folder: Path,
+    show: Any,
 ) -> dict[str, Any]:
     """What `children.run` is for the other parts."""
     found: dict[str, Any] = {"parts": {"serve": []}}
     try:
-        for row in serve.measure(model, options, plans["serve"], children.environment(name), folder):
+        for row in serve.measure(model, options, plans["serve"], children.environment(one), folder):
             found["parts"]["serve"].append(row)
             show(children.brief(row))
     except (RuntimeError, OSError) as error:

@@ -4,6 +4,9 @@ A long prompt takes ten thousands of decisions, which blocks and which experts, 
 implementations differ by a little almost everywhere and by much in a few places. So differences are compared over the
 first 2,047 tokens, where every block is taken and nothing but rounding is left, and over the rest. Rounding alone does
 not shift the mean.
+
+A greedy answer says the more likely of two tokens, however close they are; the weights are random, so they often are.
+Where two answers part, the gap between both tokens' log-probabilities tells rounding from a fault.
 """
 
 from __future__ import annotations
@@ -19,6 +22,8 @@ from engine.session import Session
 DENSE_TOKENS = 16 * prompts.BLOCK - 1
 NEW_TOKENS = 16
 SUFFIX = 171
+CANDIDATES = 20
+"""Most likely tokens whose log-probabilities are kept of each place of an answer: as many as vLLM gives by default."""
 
 
 @dataclass(frozen=True)
@@ -33,8 +38,8 @@ def measure(session: Session, plan: Plan) -> Iterator[dict[str, Any]]:
     from vllm import SamplingParams
     from vllm.inputs import TokensPrompt
 
-    reading = SamplingParams(temperature=0, max_tokens=NEW_TOKENS, ignore_eos=True, prompt_logprobs=0, logprobs=0)
-    answering = SamplingParams(temperature=0, max_tokens=NEW_TOKENS, ignore_eos=True, logprobs=0)
+    greedy = {"temperature": 0, "max_tokens": NEW_TOKENS, "ignore_eos": True, "logprobs": CANDIDATES}
+    reading, answering = SamplingParams(**greedy, prompt_logprobs=0), SamplingParams(**greedy)
 
     def ask(tokens: list[int], sampling: Any) -> Any:
         (output,) = session.llm.generate([TokensPrompt(prompt_token_ids=tokens)], sampling, use_tqdm=False)
@@ -55,14 +60,15 @@ def measure(session: Session, plan: Plan) -> Iterator[dict[str, Any]]:
             "cold": answer(cold),
             "hit": answer(hit) | {"cached_tokens": hit.num_cached_tokens},
             "miss": answer(miss),
+            "drafts": session.drafts(),
         }
 
 
 def answer(output: Any) -> dict[str, Any]:
+    """The tokens of an answer, and at each place the log-probabilities of the most likely ones, as JSON keeps them."""
     completion = output.outputs[0]
-    tokens = list(completion.token_ids)
-    logprobs = [step[token].logprob for step, token in zip(completion.logprobs, tokens, strict=True)]
-    return {"tokens": tokens, "logprobs": logprobs}
+    candidates = [{str(token): found.logprob for token, found in step.items()} for step in completion.logprobs]
+    return {"tokens": list(completion.token_ids), "candidates": candidates}
 
 
 def compare(found: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
@@ -82,6 +88,8 @@ def compare(found: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
                 entry[f"{first}, {name}: answers"] = common(row["cold"], theirs["cold"])
         for name, rows in found.items():
             for other in (other for other in rows if other["length"] == row["length"]):
+                if other.get("drafts"):
+                    entry[f"{name}: drafts until here"] = other["drafts"]
                 hit = common(other["hit"], other["miss"]) | {"cached": other["hit"]["cached_tokens"]}
                 entry[f"{name}: hit against miss"] = hit
         result[str(row["length"])] = entry
@@ -100,9 +108,25 @@ def distances(some: list[float], others: list[float]) -> dict[str, dict[str, flo
 
 
 def common(some: dict[str, Any], others: dict[str, Any]) -> dict[str, Any]:
-    """How many tokens of two answers agree from the start, and how far their log-probabilities are apart there."""
-    same = 0
-    while same < len(some["tokens"]) and some["tokens"][same] == others["tokens"][same]:
-        same += 1
-    apart = [abs(a - b) for a, b in zip(some["logprobs"][:same], others["logprobs"][:same], strict=True)]
-    return {"equal tokens": f"{same} of {len(some['tokens'])}", "largest distance": max(apart, default=None)}
+    """How many tokens of two answers agree from the start, how far their log-probabilities are apart there, and by how
+    much each answer prefers its own token where they part."""
+    pairs = list(zip(some["tokens"], others["tokens"], strict=True))
+    same = next((i for i, (a, b) in enumerate(pairs) if a != b), len(pairs))
+    agreed = [[answer["candidates"][i][str(pairs[i][0])] for answer in (some, others)] for i in range(same)]
+    result: dict[str, Any] = {
+        "equal tokens": f"{same} of {len(pairs)}",
+        "largest distance": max((abs(a - b) for a, b in agreed), default=None),
+    }
+    if same < len(pairs):
+        a, b = pairs[same]
+        result["gap where they part"] = [
+            preference(some["candidates"][same], a, b),
+            preference(others["candidates"][same], b, a),
+        ]
+    return result
+
+
+def preference(candidates: dict[str, float], chosen: int, other: int) -> float | None:
+    """By how much ``chosen`` is the more likely; None if ``other`` is not among the candidates."""
+    least = candidates.get(str(other))
+    return None if least is None else candidates[str(chosen)] - least

@@ -78,6 +78,11 @@ class Session:
     def max_model_len(self) -> int:
         return self.resolved["max_model_len"]
 
+    def drafts(self) -> dict[str, Any]:
+        """What vLLM counted of drafts so far, by its metrics' names; nothing where none are made."""
+        named = (metric for metric in self.llm.get_metrics() if metric.name.startswith("vllm:spec_decode"))
+        return {metric.name: getattr(metric, "values", getattr(metric, "value", None)) for metric in named}
+
     def start(self, tokens: list[int], new: int) -> str:
         """Hand a request over and return its name; `step` brings what comes of it."""
         from vllm import SamplingParams

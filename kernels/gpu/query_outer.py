@@ -125,7 +125,7 @@ def attend_query_outer(
     block_n = max(16, config.block_n // heavier)
     block_m = max(SMALL_M, (small if only_small else large) * group_padded)
     splits = plan.shape.programs > 0
-    entries = plan.shape.tile_tokens * next_power_of_2(topk)
+    entries = block_m // group_padded * next_power_of_2(topk)
     partial = plan.max_programs * block_m if splits else 1
     workspace = workspace_of(batch)
     union = workspace.hold("union", plan.max_programs * 3 * entries, torch.int32)
@@ -248,7 +248,8 @@ def _attend_tile(
         num_whole = 0
         union_ptr = ids_ptr
     else:
-        union_ptr += tl.program_id(0).to(tl.int64) * (3 * TOKENS * TOPK_PADDED)
+        # Of the step's largest tiles, whatever the size of this one: another program's list must not lie here.
+        union_ptr += tl.program_id(0).to(tl.int64) * (3 * (PARTIAL_M // GROUP_PADDED) * TOPK_PADDED)
         num_whole, total = _unite(
             ids_ptr,
             ids_token_stride,

@@ -13,6 +13,7 @@ from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 from vllm.model_executor.models.interfaces import SupportsEagle3, SupportsPP
 from vllm.model_executor.models.utils import PPMissingLayer, WeightsMapper, maybe_prefix
 
+from msa_backend.vllm import graphs
 from msa_backend.vllm.model_config import recorded
 
 from .decoder import M3Model
@@ -45,6 +46,7 @@ class MiniMaxM3ForCausalLM(nn.Module, SupportsPP, SupportsEagle3):
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         super().__init__()
+        graphs.prepare_worker()
         self.m3_config = config = recorded(vllm_config)
         self.model = M3Model(config, vllm_config, maybe_prefix(prefix, "model"))
         if get_pp_group().is_last_rank:

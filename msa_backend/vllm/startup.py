@@ -15,7 +15,7 @@ from msa_backend.model.config import M3Config, text_section
 from msa_backend.model.vision import VisionConfig
 from msa_backend.names import BACKEND_NAME
 
-from . import drafts, images
+from . import drafts, graphs, images
 from . import model_config as m3
 from .connectors import check_connectors
 from .quantization import check_quantization
@@ -49,6 +49,7 @@ def prepare(vllm_config: VllmConfig) -> None:
         check_checkpoint(folder, config, vision)
     drafts.check(vllm_config, config)
     m3.record(vllm_config, whole_config)
+    graphs.choose(vllm_config)
     logger.info(
         "msa-backend %s serves this model: %d of %d layers attend to %d of their blocks of %d tokens.",
         __version__,

@@ -16,7 +16,7 @@ FOLDER = Path(__file__).parents[2] / "benchmarks" / "engine"
 
 def jobs(*words: str) -> list[tuple[int, str, tuple[str, ...]]]:
     arguments = command.parse(["run", "model", "out.json", *words])
-    return [(number, name, tuple(plans)) for number, name, plans in command.jobs(arguments)]
+    return [(number, name, tuple(plans)) for number, name, _, plans in command.jobs(arguments)]
 
 
 def test_classes_take_turns() -> None:
@@ -39,9 +39,23 @@ def test_one_engine_does_all_but_serving() -> None:
     ]
 
 
+def test_ours_once_more_with_other_options() -> None:
+    arguments = command.parse(
+        ["run", "model", "out.json", "--only", "equal", "--ours-options", '{"a": 1}', "--also", 'one rank={"tp": 1}']
+    )
+    found = [(name, one.environment, one.options) for _, name, one, _ in command.jobs(arguments)]
+    ours, in_tree = {"MSA_DISABLE": "0"}, {"MSA_DISABLE": "1"}
+    assert found == [
+        ("ours", ours, {}),
+        ("in-tree", in_tree, {}),
+        ("one rank", ours, {"tp": 1}),
+        ("eager", ours, {"enforce_eager": True}),
+    ]
+
+
 def test_plans_survive_the_way_to_the_child() -> None:
     arguments = command.parse(["run", "model", "out.json", "--only", "cells,profile,equal", "--contexts", "128,256"])
-    _, _, plans = next(command.jobs(arguments))
+    _, _, _, plans = next(command.jobs(arguments))
     for part, plan in plans.items():
         assert children.plan(part, json.loads(json.dumps(asdict(plan)))) == plan
     assert plans["cells"].contexts == (128, 256)
@@ -49,8 +63,8 @@ def test_plans_survive_the_way_to_the_child() -> None:
 
 def test_each_class_has_its_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MSA_DISABLE", "1")
-    assert children.environment("ours")["MSA_DISABLE"] == "0"
-    assert children.environment("in-tree")["MSA_DISABLE"] == "1"
+    assert children.environment(children.CLASSES["ours"])["MSA_DISABLE"] == "0"
+    assert children.environment(children.CLASSES["in-tree"])["MSA_DISABLE"] == "1"
 
 
 def test_options_become_flags() -> None:
@@ -106,7 +120,7 @@ def test_what_a_child_found_and_said_is_kept(
     monkeypatch.setattr(sys, "executable", str(script))
     (tmp_path / "report.json").write_text("of an earlier child")
     shown: list[str] = []
-    found = children.run("ours", "model", {}, {}, tmp_path, shown.append)
+    found = children.run("ours", children.CLASSES["ours"], "model", {}, {}, tmp_path, shown.append)
     assert shown == ["a cell"]
     assert found["parts"] == ({"cells": [1]} if report else {})
     assert ("failed" in found) == bool(status)

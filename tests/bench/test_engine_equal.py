@@ -9,7 +9,8 @@ from engine import equal, record
 
 
 def row(length: int, shift: float, tokens: list[int]) -> dict[str, Any]:
-    answer = {"tokens": tokens, "logprobs": [-1.0 + shift] * len(tokens)}
+    candidates = [{str(token): -1.0 + shift, str(token + 1): -1.25 + shift} for token in tokens]
+    answer = {"tokens": tokens, "candidates": candidates}
     return {
         "length": length, "prompt": [-2.0 + shift] * (length - 1),
         "cold": answer, "hit": answer | {"cached_tokens": 128}, "miss": answer,
@@ -22,7 +23,12 @@ def test_each_class_is_compared_with_the_first() -> None:
     parts = entry["ours - in-tree"]
     assert set(parts) == {"all blocks taken", "blocks selected"}
     assert parts["all blocks taken"]["mean"] == pytest.approx(0.5)
-    assert entry["ours, in-tree: answers"] == {"equal tokens": "2 of 3", "largest distance": pytest.approx(0.5)}
+    assert entry["ours, in-tree: answers"] == {
+        "equal tokens": "2 of 3",
+        "largest distance": pytest.approx(0.5),
+        # Ours prefers 3 to 4; in-tree's candidates are 4 and 5.
+        "gap where they part": [pytest.approx(0.25), None],
+    }
     assert entry["in-tree: hit against miss"] == {"equal tokens": "3 of 3", "largest distance": 0, "cached": 128}
 
 

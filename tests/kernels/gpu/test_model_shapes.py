@@ -91,6 +91,14 @@ def test_groups(seed: int, group: int):
     check(make_case(MIXED[:5], num_kv_heads=2, group=group, dim=128, dtype=BF16, seed=seed, device="cuda"), seed)
 
 
+@pytest.mark.parametrize("topk", [1, 16])
+def test_small_tiles_beside_large_ones(seed: int, topk: int):
+    """Each program lists its tile's blocks in memory of its own: a decoding request's tile beside a prompt's."""
+    rows = [*[Row.of(2, 3000)] * 150, Row.of(700, 3000)]
+    check(make_case(rows, num_kv_heads=2, group=8, dim=128, dtype=BF16, seed=seed, device="cuda"), seed,
+          Selection(topk))  # fmt: skip
+
+
 @pytest.mark.parametrize("num_kv_heads", [3, 8])
 def test_heads(seed: int, num_kv_heads: int):
     check(make_case(MIXED[:5], num_kv_heads=num_kv_heads, group=4, dim=128, dtype=BF16, seed=seed, device="cuda"), seed)
