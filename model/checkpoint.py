@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from .cache_scales import check_cache_scales
 from .config import M3Config
 from .mtp import check_mtp_shapes
 from .quantization import read_quantization
@@ -34,26 +35,29 @@ _INDEX = "model.safetensors.index.json"
 _MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors format itself
 
 
-def check_checkpoint(folder: Path, config: M3Config) -> None:
+def check_checkpoint(folder: Path, config: M3Config, *, fp8_cache: bool = False) -> None:
     """Check that ``folder`` holds exactly the text weights that ``config`` asks for, whole.
 
     A folder without safetensors files is left to the engine's own loader. Scales of an fp8 cache are ignored with a
-    warning: they change no weight, and a cache in the model's dtype does not need them.
+    warning unless there is one: they change no weight, and a cache in the model's dtype does not need them.
+
+    Args:
+        fp8_cache: whether K and V will be kept in fp8.
 
     Raises:
         CheckpointError: a shard is missing, truncated or unreadable; a weight is missing, unknown or has
             another shape than the config gives it; a quantized weight is not what ``quantization_config`` says, or
-            its scale is missing or of another form.
+            its scale is missing or of another form; the scales of an fp8 cache do not fit the layers.
     """
     expected = expected_shapes(config)
     quantization = read_quantization(folder)
     found: dict[str, Stored] = {}
     unknown: list[str] = []
-    cache_scales: list[str] = []
+    cache_scales: list[Stored] = []
     for shard in _shards(folder):
         for name, tensor in _read_header(shard).items():
             if is_cache_scale(name):
-                cache_scales.append(name)
+                cache_scales.append(Stored(name, tensor.dtype, tensor.shape))
             parts = canonical_parts(name, config)
             check_expert_count(name, parts, tensor.shape, config)
             for part in parts:
@@ -75,11 +79,13 @@ def check_checkpoint(folder: Path, config: M3Config) -> None:
     if missing := expected.keys() - found.keys():
         raise missing_weights(missing)
     check_quantized(found, expected, quantization)
-    if cache_scales:
+    if fp8_cache:
+        check_cache_scales(cache_scales, config)
+    elif cache_scales:
         logger.warning(
             "The checkpoint holds scales of an fp8 KV cache (%s, %d in all), which a cache in the model's dtype does "
             "not need; they are ignored.",
-            min(cache_scales),
+            min(scale.name for scale in cache_scales),
             len(cache_scales),
         )
 

@@ -13,7 +13,7 @@ from .quantization import Quantization, fused_layer
 from .weights import WEIGHT_SCALES, CheckpointError, is_other_part, missing_scale, module_name
 
 QUANTIZED = "F8_E4M3"
-_PLAIN = ("F32", "BF16", "F16")
+PLAIN = ("F32", "BF16", "F16")
 _ROUTER = ".block_sparse_moe.gate"
 _EMBEDDING, _HEAD = "model.embed_tokens", "lm_head"
 
@@ -56,7 +56,7 @@ def check_quantized(
         for module in sorted(quantized):
             _check_scale(module, weights[module], found, quantization)
     for module in sorted(weights.keys() - quantized):
-        if weights[module].dtype not in _PLAIN:
+        if weights[module].dtype not in PLAIN:
             raise CheckpointError(
                 f"{weights[module].name} is {weights[module].dtype}, but {_why_plain(module, quantization)}; "
                 "take config.json and weights from the same checkpoint"

@@ -268,6 +268,49 @@ def test_a_scale_that_never_came(checkpoints: dict[str, Path], make_model: Calla
         make_model("fp8", section).load_weights(weights.items())
 
 
+@pytest.mark.parametrize("quantization", ["fp8", None])
+def test_scales_of_a_cache_arrive(
+    quantization: str | None,
+    checkpoints: dict[str, Path],
+    vllm_config: Any,
+    make_model: Callable[..., nn.Module],
+    monkeypatch: pytest.MonkeyPatch,
+):
+    """In dense layers where vLLM's attention reads them, from plain checkpoints too, and in sparse layers in ours."""
+    from vllm.model_executor.model_loader.utils import process_weights_after_loading
+
+    monkeypatch.setattr(vllm_config.cache_config, "cache_dtype", "fp8")
+    weights = load_shards(checkpoints[quantization])
+    names = {f"{layer}.self_attn.{kind}_proj.{kind}_scale": (layer, kind) for layer in range(4) for kind in "qkv"}
+    expected = {name: 0.25 + number for number, name in enumerate(names)}
+    model = make_model(quantization, read(checkpoints[quantization])[0]) if quantization else make_plain(vllm_config)
+    scales = ((f"{ROOT}.{name}", torch.tensor([value])) for name, value in expected.items())
+    loaded = model.load_weights([*scales, *weights.items()])
+    assert {name for name, _ in model.named_parameters()} - loaded <= {
+        f"model.layers.0.self_attn.attn.{kind}_scale" for kind in ("q", "k", "v", "prob")
+    }
+    attention = [layer.self_attn.attn for layer in model.model.layers]
+    holder = nn.ModuleList(attention)
+    process_weights_after_loading(holder, vllm_config.model_config, torch.device("cpu"))
+    for name, (layer, kind) in names.items():
+        if layer == 0:
+            found = [getattr(attention[0], f"_{kind}_scale{where}") for where in ("", "_float")]
+            assert [float(scale) for scale in found] == [expected[name]] * 2
+        elif kind != "q":
+            assert getattr(attention[layer], f"{kind}_scale") == expected[name]
+
+
+def make_plain(vllm_config: Any) -> nn.Module:
+    from vllm.config import set_current_vllm_config
+    from vllm.utils.torch_utils import set_default_torch_dtype
+
+    from msa_backend.model.vllm.causal_lm import MiniMaxM3ForCausalLM
+
+    vllm_config.compilation_config.static_forward_context.clear()
+    with set_current_vllm_config(vllm_config), set_default_torch_dtype(torch.bfloat16):
+        return MiniMaxM3ForCausalLM(vllm_config=vllm_config)
+
+
 def test_scales_of_a_cache_are_passed_over(checkpoints: dict[str, Path], make_model: Callable[..., nn.Module]):
     section, weights = read(checkpoints["fp8"])
     weights[f"{ROOT}.0.self_attn.k_proj.k_scale"] = torch.tensor(2.0)
