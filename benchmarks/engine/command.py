@@ -7,6 +7,8 @@
     python benchmarks/engine run MODEL out.json --only serve      # `vllm bench serve` on conversations
     python benchmarks/engine run MODEL out.json --only equal --options '{"tensor_parallel_size": 2}'
         --also 'one rank={"tensor_parallel_size": 1}'             # against ours with other options
+    python benchmarks/engine run MODEL out.json --only equal --options '{"kv_cache_dtype": "fp8"}'
+        --also 'plain={"kv_cache_dtype": "auto"}' --also-in-tree 'in-tree, plain={"kv_cache_dtype": "auto"}'
     python benchmarks/engine table out.json more.json             # several results as one
 
 Each class runs in a process of its own, one after the other, with vLLM's defaults but for --max-model-len and what
@@ -82,6 +84,9 @@ def add_run(running: argparse.ArgumentParser) -> None:
     running.add_argument("--ours-options", type=json.loads, default={}, help="the same for our class alone")
     also = "our class once more, with other options: NAME=JSON; may be given several times"
     running.add_argument("--also", type=another, action="append", default=[], help=also)
+    running.add_argument(
+        "--also-in-tree", type=another, action="append", default=[], help="the same of vLLM's own class"
+    )
 
     group, default = running.add_argument_group("cells"), cells.Plan((), (), ())
     group.add_argument("--cells", type=names(cells.KINDS), default=cells.KINDS, help=f"of {', '.join(cells.KINDS)}")
@@ -147,7 +152,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     for number, name, one_of, plans in jobs(arguments):
         print(f"{name}, round {number + 1}: {', '.join(plans)}", flush=True)
         options = {"language_model_only": True, "max_model_len": arguments.max_model_len} | arguments.options
-        if name != "in-tree":
+        if one_of.environment == children.CLASSES["ours"].environment:
             options |= arguments.ours_options
         options |= one_of.options
         measure = served if "serve" in plans else children.run
@@ -180,9 +185,10 @@ def jobs(arguments: argparse.Namespace) -> Iterator[tuple[int, str, children.Cla
     }  # fmt: skip
     plans = {part: plan for part, plan in plans.items() if part in arguments.only}
     shape = conversations.Shape(arguments.conversations, arguments.turns, arguments.shared, arguments.first)
-    ours = children.CLASSES["ours"]
     classes = {name: children.CLASSES[name] for name in arguments.classes}
-    classes |= {name: children.Class(ours.environment, options) for name, options in arguments.also}
+    for of, more in (("ours", arguments.also), ("in-tree", arguments.also_in_tree)):
+        environment = children.CLASSES[of].environment
+        classes |= {name: children.Class(environment, options) for name, options in more}
     for number in range(arguments.rounds):
         if number:
             plans.pop("equal", None)  # a second round would say the same

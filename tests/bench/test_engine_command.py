@@ -40,15 +40,15 @@ def test_one_engine_does_all_but_serving() -> None:
 
 
 def test_ours_once_more_with_other_options() -> None:
-    arguments = command.parse(
-        ["run", "model", "out.json", "--only", "equal", "--ours-options", '{"a": 1}', "--also", 'one rank={"tp": 1}']
-    )
+    also = ["--also", 'one rank={"tp": 1}', "--also-in-tree", 'theirs on one={"tp": 1}']
+    arguments = command.parse(["run", "model", "out.json", "--only", "equal", "--ours-options", '{"a": 1}', *also])
     found = [(name, one.environment, one.options) for _, name, one, _ in command.jobs(arguments)]
     ours, in_tree = {"MSA_DISABLE": "0"}, {"MSA_DISABLE": "1"}
     assert found == [
         ("ours", ours, {}),
         ("in-tree", in_tree, {}),
         ("one rank", ours, {"tp": 1}),
+        ("theirs on one", in_tree, {"tp": 1}),
         ("eager", ours, {"enforce_eager": True}),
     ]
 
