@@ -63,7 +63,7 @@ def load_mtp_module(model: nn.Module, weights: Iterable[tuple[str, torch.Tensor]
     scales: dict[str, Scales] = {}
     module = mtp_weights(set_aside(weights, scales), config, 0)
     loaded = fill(model, ((name.replace(".mtp.", "."), tensor) for name, tensor in module), config)
-    hand_out({name.replace(".mtp.", "."): found for name, found in scales.items() if ".mtp." in name}, model)
+    hand_out({name.replace(".mtp.", "."): found for name, found in scales.items()}, model)
     return loaded
 
 

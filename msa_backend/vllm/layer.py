@@ -46,10 +46,9 @@ class _CacheLayer(nn.Module, AttentionLayerBase):
 
     Attributes:
         dtype: of its numbers.
-        stored: as vLLM allocates them: fp8 as bytes, which is how it keeps those of dense layers, and what its own
-            and connectors' copies can do everything with.
+        stored: as vLLM allocates them: fp8 as bytes, which is how it keeps those of dense layers.
         quant_mode: what vLLM calls that. Were it another for index keys than for K and V, vLLM would take the memory
-            for shared by two formats and clear every page before use.
+            for shared by two formats, and clear every page before use.
     """
 
     def __init__(self, prefix: str, dtype: torch.dtype) -> None:
