@@ -91,6 +91,18 @@ def test_fp8_caches(query_len: int, dtype: torch.dtype, cache_dtype: torch.dtype
     check(make_case(rows, dtype=dtype, cache_dtype=cache_dtype, k_scale=0.5, v_scale=2.0), SELECTION)
 
 
+@pytest.mark.parametrize("query_len", [1, 3, 20])
+@pytest.mark.parametrize("fp8_index", [False, True])
+def test_caches_of_two_dtypes(query_len: int, fp8_index: bool):
+    """K and V in fp8 beside index keys that are not, and the other way round."""
+    fp8 = torch.float8_e4m3fn
+    scales = {} if fp8_index else {"cache_dtype": fp8, "k_scale": 0.5, "v_scale": 2.0}
+    case = make_case([Row.of(query_len, 700), Row.of(1, 600)], dtype=torch.float16, **scales)
+    index_k_pages = case.caches.index_k_pages
+    assert index_k_pages is not None
+    check(case.with_caches(index_k_pages=index_k_pages.to(fp8 if fp8_index else torch.float16)), SELECTION)
+
+
 @pytest.mark.parametrize("query_len", [1, 600])
 def test_layers_with_scales_of_their_own(query_len: int):
     """The launches of a step's first layer serve the others, with theirs: all blocks are taken in both."""
