@@ -39,6 +39,8 @@ def main() -> int:
     arguments = parse(sys.argv[1:])
     if arguments.step == "write":
         checkpoint.write(arguments.model, arguments.layers, arguments.quantization)
+        if arguments.cache_scales:
+            checkpoint.add_cache_scales(arguments.model, arguments.layers)
         return 0
     if arguments.step == "child":
         children.work(arguments.job, arguments.report)
@@ -62,6 +64,7 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     writing.add_argument("model", type=Path)
     writing.add_argument("--layers", type=int, default=checkpoint.LAYERS, help="the first is dense; %(default)s")
     writing.add_argument("--quantization", help="mxfp8 or fp8, as `msa-backend tiny` writes them")
+    writing.add_argument("--cache-scales", action="store_true", help="with scales of an fp8 cache in every layer")
     child = steps.add_parser("child")  # what `run` starts for each class
     child.add_argument("job", type=Path)
     child.add_argument("report", type=Path)
