@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from .cache_scales import check_cache_scales
 from .config import M3Config
 from .mtp import check_mtp_shapes
 from .quantization import read_quantization
@@ -37,33 +38,36 @@ _INDEX = "model.safetensors.index.json"
 _MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors format itself
 
 
-def check_checkpoint(folder: Path, config: M3Config, vision: VisionConfig | None = None) -> None:
+def check_checkpoint(
+    folder: Path, config: M3Config, vision: VisionConfig | None = None, *, fp8_cache: bool = False
+) -> None:
     """Check that ``folder`` holds exactly the weights that are asked for, whole.
 
     A folder without safetensors files is left to the engine's own loader. Scales of an fp8 cache are ignored with a
-    warning: they change no weight, and a cache in the model's dtype does not need them.
+    warning unless there is one: they change no weight, and a cache in the model's dtype does not need them.
 
     Args:
         config: of the text model.
         vision: of the vision half; None where it is not served, and its weights are passed over.
+        fp8_cache: whether K and V will be kept in fp8.
 
     Raises:
         CheckpointError: a shard is missing, truncated or unreadable; a weight is missing, unknown or has
             another shape than the config gives it; a quantized weight is not what ``quantization_config`` says, or
-            its scale is missing or of another form; a vision weight is quantized.
+            its scale is missing or of another form; a vision weight is quantized; the scales of an fp8 cache do not
+            fit the layers.
     """
-    expected = expected_shapes(config)
     quantization = read_quantization(folder)
     text = expected_shapes(config)
     vision_half = expected_vision_shapes(vision) if vision is not None else {}
     expected = text | vision_half
     found: dict[str, Stored] = {}
     unknown: list[str] = []
-    cache_scales: list[str] = []
+    cache_scales: list[Stored] = []
     for shard in _shards(folder):
         for name, tensor in _read_header(shard).items():
             if is_cache_scale(name):
-                cache_scales.append(name)
+                cache_scales.append(Stored(name, tensor.dtype, tensor.shape))
             parts = _parts(name, config, vision)
             check_expert_count(name, parts, tensor.shape, config)
             for part in parts:
@@ -88,11 +92,13 @@ def check_checkpoint(folder: Path, config: M3Config, vision: VisionConfig | None
     if missing := expected.keys() - found.keys():
         raise missing_weights(missing)
     check_quantized({name: found[name] for name in found.keys() - vision_half.keys()}, text, quantization)
-    if cache_scales:
+    if fp8_cache:
+        check_cache_scales(cache_scales, config)
+    elif cache_scales:
         logger.warning(
             "The checkpoint holds scales of an fp8 KV cache (%s, %d in all), which a cache in the model's dtype does "
             "not need; they are ignored.",
-            min(cache_scales),
+            min(scale.name for scale in cache_scales),
             len(cache_scales),
         )
 

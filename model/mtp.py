@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from .config import M3Config
 from .weights import (
     CheckpointError,
+    is_cache_scale,
     is_quantization_scale,
     layer_shapes,
     missing_weights,
@@ -107,4 +108,4 @@ def mtp_weights(weights: Iterable[tuple[str, Tensor]], config: M3Config, module:
 
 
 def _has_place(name: str, expected: Mapping[str, tuple[int, ...]]) -> bool:
-    return name in expected or is_quantization_scale(name, expected)
+    return name in expected or is_quantization_scale(name, expected) or is_cache_scale(name)

@@ -28,7 +28,10 @@ _PREFIXES = (
     (re.compile(r"^model\.language_model\."), "model."),
 )
 # Of an fp8 cache: query, key, value and softmax scales under all the names that tools have given them.
-_CACHE_SCALE = re.compile(r"\.self_attn\.(?:\w+\.)?(?:[qkv]|kv|prob)_(?:output_)?scale$|\.[qkv]_proj\.output_scale$")
+CACHE_SCALE = re.compile(
+    r"^(?P<attention>.*\.self_attn)\."
+    r"(?:(?:\w+\.)?(?P<kind>[qkv]|kv|prob)_(?:output_)?scale|(?P<projection>[qkv])_proj\.output_scale)$"
+)
 _INDEXER = re.compile(r"\.self_attn\.indexer\.([qk])_(proj|norm)\.")
 _LAYER_MLP = re.compile(r"^(model\.layers\.(\d+))\.(?:mlp|block_sparse_moe)\.(?:gate\.(?=e_score_correction_bias$))?")
 _FUSED_EXPERTS = re.compile(r"\.experts\.(gate_up_proj|down_proj)$")
@@ -98,8 +101,8 @@ def is_other_part(name: str) -> bool:
 
 
 def is_cache_scale(name: str) -> bool:
-    """Whether ``name`` is a scale of an fp8 KV cache. Caches in the model's dtype have no use for it."""
-    return bool(_CACHE_SCALE.search(name))
+    """Whether ``name`` is a scale of an fp8 KV cache; :mod:`.cache_scales` reads them."""
+    return bool(CACHE_SCALE.search(name))
 
 
 def without_wrapper(name: str) -> str:

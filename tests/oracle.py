@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import contextlib
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from torch.overrides import TorchFunctionMode
@@ -160,6 +161,48 @@ def altered_topk(model: Any, topk: int) -> Iterator[None]:
     finally:
         for indexer, value in zip(indexers, before, strict=True):
             indexer.topk_blocks = value
+
+
+@contextlib.contextmanager
+def rounded_caches(
+    dtype: torch.dtype,
+    scales: Sequence[tuple[float, float]],
+    index_dtype: torch.dtype | None = None,
+    truncating: Collection[int] = (),
+) -> Iterator[None]:
+    """Within this context every layer reads its keys and values as numbers of ``dtype``, fp8, times a scale.
+
+    Args:
+        scales: of keys and of values, by layer.
+        index_dtype: the same for index keys, unscaled; None: they stay as they are.
+        truncating: layers that round towards zero, not to nearest.
+    """
+    from transformers import DynamicCache
+    from transformers.models.minimax_m3_vl.modeling_minimax_m3_vl import MiniMaxM3VLSparseCacheLayer
+
+    update, update_index = DynamicCache.update, MiniMaxM3VLSparseCacheLayer.update_index
+
+    def rounded(x: torch.Tensor, to: torch.dtype, scale: float, truncate: bool = False) -> torch.Tensor:
+        largest = torch.finfo(to).max
+        x = (x / scale).clamp(-largest, largest)
+        near = x.to(to)
+        if truncate:  # the next smaller number has the next smaller code, whatever the sign
+            codes = near.view(torch.uint8)
+            near = torch.where(near.to(x.dtype).abs() > x.abs(), codes - 1, codes).view(to)
+        return near.to(x.dtype) * scale
+
+    def keep(cache: Any, k: torch.Tensor, v: torch.Tensor, layer: int, *args: Any, **kwargs: Any) -> Any:
+        kept = (rounded(x, dtype, scale, layer in truncating) for x, scale in zip((k, v), scales[layer], strict=True))
+        return update(cache, *kept, layer, *args, **kwargs)
+
+    def keep_index(layer: Any, index_k: torch.Tensor) -> torch.Tensor:
+        return update_index(layer, index_k if index_dtype is None else rounded(index_k, index_dtype, 1.0))
+
+    with (
+        mock.patch.object(DynamicCache, "update", keep),
+        mock.patch.object(MiniMaxM3VLSparseCacheLayer, "update_index", keep_index),
+    ):
+        yield
 
 
 def new_cache(model: Any) -> Any:

@@ -37,11 +37,16 @@ class Class:
     environment: dict[str, str]
     options: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def is_ours(self) -> bool:
+        return self.environment == OURS
 
+
+OURS, IN_TREE = {"MSA_DISABLE": "0"}, {"MSA_DISABLE": "1"}
 CLASSES = {
-    "ours": Class({"MSA_DISABLE": "0"}),
-    "in-tree": Class({"MSA_DISABLE": "1"}),
-    "eager": Class({"MSA_DISABLE": "0"}, {"enforce_eager": True}),  # ours without graphs
+    "ours": Class(OURS),
+    "in-tree": Class(IN_TREE),
+    "eager": Class(OURS, {"enforce_eager": True}),  # ours without graphs
 }
 
 

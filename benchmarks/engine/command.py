@@ -5,12 +5,18 @@
     python benchmarks/engine run MODEL out.json --only profile    # kernels and GPU time of a step
     python benchmarks/engine run MODEL out.json --only equal      # do they say the same? with graphs and without
     python benchmarks/engine run MODEL out.json --only serve      # `vllm bench serve` on conversations
-    python benchmarks/engine run MODEL out.json --only equal --options '{"tensor_parallel_size": 2}'
-        --also 'one rank={"tensor_parallel_size": 1}'             # against ours with other options
     python benchmarks/engine table out.json more.json             # several results as one
 
 Each class runs in a process of its own, one after the other, with vLLM's defaults but for --max-model-len and what
 --options says; the settings that vLLM resolved are in the JSON. In this repository's folder set PYTHONSAFEPATH=1.
+A class with other options than the rest is one more class. How far fp8 caches move log-probabilities, for example,
+beside how far the two classes are apart without them:
+
+    python benchmarks/engine run MODEL out.json --only equal
+        --options '{"kv_cache_dtype": "fp8", "attention_config": {"indexer_kv_dtype": "fp8"}}'
+        --also 'bf16=ours{"kv_cache_dtype": "auto", "attention_config": {}}'
+        --also 'in-tree bf16=in-tree{"kv_cache_dtype": "auto", "attention_config": {}}'
+
 To see on a CPU that it works, in a minute, with a model of `msa-backend tiny`:
 
     python benchmarks/engine run TINY out.json --classes ours --contexts 512 --suffixes 64 --batches 1,2 --repeats 1
@@ -37,6 +43,8 @@ def main() -> int:
     arguments = parse(sys.argv[1:])
     if arguments.step == "write":
         checkpoint.write(arguments.model, arguments.layers, arguments.quantization)
+        if arguments.cache_scales:
+            checkpoint.add_cache_scales(arguments.model, arguments.layers)
         return 0
     if arguments.step == "child":
         children.work(arguments.job, arguments.report)
@@ -60,6 +68,7 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     writing.add_argument("model", type=Path)
     writing.add_argument("--layers", type=int, default=checkpoint.LAYERS, help="the first is dense; %(default)s")
     writing.add_argument("--quantization", help="mxfp8 or fp8, as `msa-backend tiny` writes them")
+    writing.add_argument("--cache-scales", action="store_true", help="with scales of an fp8 cache in every layer")
     child = steps.add_parser("child")  # what `run` starts for each class
     child.add_argument("job", type=Path)
     child.add_argument("report", type=Path)
@@ -80,7 +89,7 @@ def add_run(running: argparse.ArgumentParser) -> None:
     running.add_argument("--max-model-len", type=int, default=524_288, help="of both")
     running.add_argument("--options", type=json.loads, default={}, help="more arguments of vllm.LLM, as JSON")
     running.add_argument("--ours-options", type=json.loads, default={}, help="the same for our class alone")
-    also = "our class once more, with other options: NAME=JSON; may be given several times"
+    also = 'one of these once more, with other options: NAME=CLASS{"option": ...}; may be given several times'
     running.add_argument("--also", type=another, action="append", default=[], help=also)
 
     group, default = running.add_argument_group("cells"), cells.Plan((), (), ())
@@ -113,9 +122,13 @@ def add_run(running: argparse.ArgumentParser) -> None:
     group.add_argument("--first", type=int, default=shape.first, help="tokens of the first prompt after it")
 
 
-def another(text: str) -> tuple[str, dict[str, Any]]:
-    name, _, options = text.partition("=")
-    return name, json.loads(options)
+def another(text: str) -> tuple[str, children.Class]:
+    name, _, rest = text.partition("=")
+    of, brace, options = rest.partition("{")
+    if of not in children.CLASSES:
+        raise argparse.ArgumentTypeError(f"{of!r} is not one of {', '.join(children.CLASSES)}")
+    one = children.CLASSES[of]
+    return name, children.Class(one.environment, one.options | json.loads(brace + options))
 
 
 def names(allowed: Collection[str]) -> Any:
@@ -146,10 +159,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     folder.mkdir(parents=True, exist_ok=True)
     for number, name, one_of, plans in jobs(arguments):
         print(f"{name}, round {number + 1}: {', '.join(plans)}", flush=True)
-        options = {"language_model_only": True, "max_model_len": arguments.max_model_len} | arguments.options
-        if name != "in-tree":
-            options |= arguments.ours_options
-        options |= one_of.options
+        options = options_of(one_of, arguments)
         measure = served if "serve" in plans else children.run
         started = time.monotonic()
         one = measure(name, one_of, arguments.model, options, plans, folder, show)
@@ -157,6 +167,14 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         found["runs"].append({"class": name, "round": number, "seconds": took, "options": options} | one)
         arguments.out.write_text(json.dumps(found) + "\n")
     return record.finished(found)
+
+
+def options_of(one: children.Class, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Of `vllm.LLM`, for a class."""
+    options = {"language_model_only": True, "max_model_len": arguments.max_model_len} | arguments.options
+    if one.is_ours:
+        options |= arguments.ours_options
+    return options | one.options
 
 
 def show(line: str) -> None:
@@ -180,9 +198,7 @@ def jobs(arguments: argparse.Namespace) -> Iterator[tuple[int, str, children.Cla
     }  # fmt: skip
     plans = {part: plan for part, plan in plans.items() if part in arguments.only}
     shape = conversations.Shape(arguments.conversations, arguments.turns, arguments.shared, arguments.first)
-    ours = children.CLASSES["ours"]
-    classes = {name: children.CLASSES[name] for name in arguments.classes}
-    classes |= {name: children.Class(ours.environment, options) for name, options in arguments.also}
+    classes = {name: children.CLASSES[name] for name in arguments.classes} | dict(arguments.also)
     for number in range(arguments.rounds):
         if number:
             plans.pop("equal", None)  # a second round would say the same

@@ -11,6 +11,7 @@ Where two answers part, the gap between both tokens' log-probabilities tells rou
 
 from __future__ import annotations
 
+import itertools
 import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -72,26 +73,23 @@ def answer(output: Any) -> dict[str, Any]:
 
 
 def compare(found: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
-    """Each class against the first, and each one's prefix hit against its miss.
+    """Each class against each other, and each one's prefix hit against its miss.
 
     Args:
         found: of each class the rows of `measure`.
     """
-    (first, ours), *others = found.items()
     result: dict[str, Any] = {}
-    for row in ours:
+    for row in next(iter(found.values())):
+        of_length = {name: other for name, rows in found.items() for other in rows if other["length"] == row["length"]}
         entry: dict[str, Any] = {"prompt tokens": len(row["prompt"])}
-        for name, rows in others:
-            theirs = next((other for other in rows if other["length"] == row["length"]), None)
-            if theirs:
-                entry[f"{first} - {name}"] = distances(row["prompt"], theirs["prompt"])
-                entry[f"{first}, {name}: answers"] = common(row["cold"], theirs["cold"])
-        for name, rows in found.items():
-            for other in (other for other in rows if other["length"] == row["length"]):
-                if other.get("drafts"):
-                    entry[f"{name}: drafts until here"] = other["drafts"]
-                hit = common(other["hit"], other["miss"]) | {"cached": other["hit"]["cached_tokens"]}
-                entry[f"{name}: hit against miss"] = hit
+        for (one, its), (other, theirs) in itertools.combinations(of_length.items(), 2):
+            entry[f"{one} - {other}"] = distances(its["prompt"], theirs["prompt"])
+            entry[f"{one}, {other}: answers"] = common(its["cold"], theirs["cold"])
+        for name, its in of_length.items():
+            if its.get("drafts"):
+                entry[f"{name}: drafts until here"] = its["drafts"]
+            hit = common(its["hit"], its["miss"]) | {"cached": its["hit"]["cached_tokens"]}
+            entry[f"{name}: hit against miss"] = hit
         result[str(row["length"])] = entry
     return result
 

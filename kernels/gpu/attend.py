@@ -32,7 +32,7 @@ def attend(
         return out
     index_q = multiplicable(index_q)
     pages = caches.keep(Pages)
-    layer = [q, index_q, out, *pages.exchanged]
+    layer = [q, index_q, out, *pages.exchanged, pages.logit_scale(scale), pages.v_scale]
     alike = (
         q.shape, q.stride(), q.dtype, index_q.stride(), index_q.dtype, out.stride(), out.dtype, pages.layout, selection,
         scale,

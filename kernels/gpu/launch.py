@@ -2,8 +2,8 @@
 
 Triton's own dispatch works out at every launch which compiled form fits the arguments: 9 to 16 us of host time, more
 than these kernels often run for. Here the form follows from constants and dtypes alone, and is looked up by them. And
-since a step's sparse layers differ in nothing but a few tensors, the launches of the first are repeated with those of
-each other one in their place.
+since a step's sparse layers differ in nothing but a few tensors and scales, the launches of the first are repeated with
+those of each other one in their place.
 """
 
 from __future__ import annotations
@@ -124,12 +124,13 @@ def kernel(*, unaligned: tuple[str, ...] = ()) -> Callable[[Callable[..., Any]],
 class Repeated:
     """The launches of a step's first layer, for every other one.
 
-    ``repeated(layer)`` launches them with the tensors of ``layer``, which stand where those of the first stood: of the
-    same shapes, strides and dtypes, and as well aligned.
+    ``repeated(layer)`` launches them with the tensors and scales of ``layer``, which stand where those of the first
+    stood: of the same shapes, strides and dtypes, and as well aligned.
 
     Args:
         launches: of the first layer, launched already.
-        layer: tensors and tensor descriptors of the first layer that others replace by their own.
+        layer: tensors, tensor descriptors and scales of the first layer that others replace by their own. They are
+            told by identity.
     """
 
     def __init__(self, launches: Sequence[Launch], layer: Sequence[Any]) -> None:
@@ -164,7 +165,7 @@ class _Repeat:
         self._launch = self.on([None] * len(layer), launch)
 
     def on(self, layer: Sequence[Any], launch: Launch | None = None) -> Launch:
-        """The launch with a layer's tensors."""
+        """The launch with a layer's tensors and scales."""
         launch = launch or self._launch
         arguments = list(launch.arguments)
         for at, i in self._replaced:
@@ -172,7 +173,7 @@ class _Repeat:
         return launch._replace(arguments=tuple(arguments))
 
     def repeat(self, values: Sequence[Any], stream: Any) -> None:
-        """Launch with a layer's pointers and descriptors."""
+        """Launch with a layer's pointers, descriptors and scales."""
         passed = self._passed
         for at, i in self._replaced:
             passed[at] = values[i]

@@ -24,12 +24,11 @@ class Pages:
         k, v, index_k: the pages as kernels load them; e4m3 as bytes on a GPU that lacks the type.
         kv_strides: of page, head and token of ``k``, then of ``v``, in units of 16 elements.
         index_strides: of page and token of ``index_k``, likewise.
-        logit_scale: what a product of a query and a stored key is multiplied by for a base-2 logit, less the
-            attention's own scale.
+        v_scale: of ``v``.
         index_pairs: ``index_k`` as :mod:`.pairs` reads it, or None.
         k_desc, v_desc, index_k_desc: for bulk copies of a page and head, or None where the GPU has none.
         exchanged: all of these tensors and descriptors.
-        layout: all else: caches of the same take the same launches.
+        layout: all else but scales: caches of the same take the same launches.
     """
 
     def __init__(self, caches: LayerCaches) -> None:
@@ -40,12 +39,13 @@ class Pages:
             *units("k_pages", caches.k_pages.stride()[:3]),
             *units("v_pages", caches.v_pages.stride()[:3]),
         )
-        self.logit_scale, self.v_scale = caches.k_scale * LOG2_E, caches.v_scale
+        # A product is an object of its own, by which launches tell a layer's scale from any other number.
+        self.v_scale = caches.v_scale * 1.0
+        self._k_scale, self._logit_scales = caches.k_scale, dict[float, float]()
         self.k_desc, self.v_desc = _descriptor(self.k), _descriptor(self.v)
         self.exchanged: list[Any] = [self.k, self.v, self.k_desc, self.v_desc]
         self.layout: tuple[Any, ...] = (
             self.num_pages, self.num_kv_heads, caches.head_dim, caches.k_pages.dtype, self.kv_strides,
-            self.logit_scale, self.v_scale,
         )  # fmt: skip
         if caches.index_k_pages is not None:
             self.index_k: Tensor = fp8.loadable(caches.index_k_pages)
@@ -54,6 +54,13 @@ class Pages:
             self.index_k_desc = _descriptor(self.index_k)
             self.exchanged += [self.index_k, self.index_pairs, self.index_k_desc]
             self.layout += caches.index_dim, caches.index_k_pages.dtype, self.index_strides
+
+    def logit_scale(self, scale: float) -> float:
+        """What a product of a query and a stored key is multiplied by for a base-2 logit, given the attention's scale;
+        the same object each time."""
+        if scale not in self._logit_scales:
+            self._logit_scales[scale] = scale * self._k_scale * LOG2_E
+        return self._logit_scales[scale]
 
 
 def _descriptor(pages: Tensor) -> Any | None:

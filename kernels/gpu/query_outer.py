@@ -137,7 +137,7 @@ def attend_query_outer(
         (
             q, pages.k, pages.v, block_ids, out, plan.counts if taken is None else taken, union, o_partial, lse,
             plan.counts, plan.tiles, plan.arrived, plan.token_pos, batch.block_table,
-            scale * pages.logit_scale, pages.v_scale, num_tokens, pages.num_pages,
+            pages.logit_scale(scale), pages.v_scale, num_tokens, pages.num_pages,
             *units("q", q.stride()[:2]), *pages.kv_strides, block_ids.stride(0), block_ids.stride(1),
             *units("out", out.stride()[:2]), batch.block_table.stride(0),
         ),

@@ -32,6 +32,7 @@ def warm_up(
     max_seq_len: int,
     rotary_dim: int = 64,
     rope_dtype: torch.dtype | None = None,
+    index_q_dtype: torch.dtype | None = None,
 ) -> None:
     """Run every operation once in each of the ways a server will call it. Again with the same arguments: nothing.
 
@@ -48,6 +49,7 @@ def warm_up(
         max_seq_len: of a sequence.
         rotary_dim: channels that rope rotates.
         rope_dtype: of the rope table, ``dtype`` if None.
+        index_q_dtype: of index queries, ``dtype`` if None.
     """
     kv = torch.zeros(1, num_kv_heads, BLOCK_SIZE, 2 * head_dim, dtype=kv_dtype, device=device)
     index_k_pages = torch.zeros(1, BLOCK_SIZE, index_dim, dtype=index_dtype, device=device)
@@ -62,7 +64,7 @@ def warm_up(
         projected = torch.zeros(num_tokens, width, dtype=dtype, device=device)
         positions = torch.zeros(num_tokens, dtype=torch.int64, device=device)
         slots = torch.full((num_tokens,), -1, device=device)
-        q, index_q = api.norm_rope_write(projected, positions, norms, caches, slots)
+        q, index_q = api.norm_rope_write(projected, positions, norms, caches, slots, index_q_dtype=index_q_dtype)
         batch = _batch(num_seqs, query_len, seq_len, -(-max_seq_len // BLOCK_SIZE), device)
         api.attend(q, index_q, caches, batch, selection, 1.0)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -15,11 +16,12 @@ from vllm.model_executor.layers.linear import (
     QKVParallelLinear,
     RowParallelLinear,
 )
+from vllm.model_executor.layers.quantization.kv_cache import BaseKVCacheMethod
 from vllm.model_executor.layers.rotary_embedding import get_rope
 from vllm.platforms import current_platform
-from vllm.utils.torch_utils import kv_cache_dtype_str_to_dtype
 
 from msa_backend.kernels.api import HeadNorms
+from msa_backend.vllm.cache_dtypes import FP8_KV, index_dtype, kv_dtype
 from msa_backend.vllm.layer import MSAAttention
 
 from ..config import M3Config
@@ -66,6 +68,31 @@ class _M3Attention(nn.Module):
         )
 
 
+class M3FullAttention(Attention):
+    """vLLM's attention, with scales of an fp8 cache from any checkpoint: vLLM takes them from a quantized one alone."""
+
+    cache_scales: Mapping[str, float] = {}
+
+    def take_scales(self, scales: Mapping[str, float]) -> None:
+        """Keep the checkpoint's scales of fp8 queries, keys and values for when all weights are loaded."""
+        if hasattr(self, "k_scale"):
+            self._fill(scales)
+        elif self.kv_cache_dtype in FP8_KV:
+            self.cache_scales = scales
+
+    def process_weights_after_loading(self, act_dtype: torch.dtype) -> None:
+        super().process_weights_after_loading(act_dtype)
+        if self.cache_scales:  # vLLM, which made no place for them, has just made all scales 1
+            method = BaseKVCacheMethod(self.quant_config)
+            method.create_weights(self)
+            self._fill(self.cache_scales)
+            method.process_weights_after_loading(self)
+
+    def _fill(self, scales: Mapping[str, float]) -> None:
+        for kind, value in scales.items():
+            getattr(self, f"{kind}_scale").data.fill_(value)
+
+
 class M3DenseAttention(_M3Attention):
     """Full causal attention, through the backend vLLM finds best for the platform."""
 
@@ -84,7 +111,7 @@ class M3DenseAttention(_M3Attention):
         # One launch for two norms and a rope, as vLLM's own M3 has it; in its GPU builds alone.
         dtype = vllm_config.model_config.dtype
         self.fused = current_platform.is_cuda() and dtype in FUSED_DTYPES and hasattr(torch.ops._C, FUSED_OP)
-        self.attn = Attention(
+        self.attn = M3FullAttention(
             self.num_heads,
             self.head_dim,
             self.scale,
@@ -145,16 +172,14 @@ class M3SparseAttention(_M3Attention):
         super().__init__(config, qkv_proj, vllm_config, prefix)
         self.index_q_norm = GemmaRMSNorm(msa.index_dim, eps=config.rms_norm_eps)
         self.index_k_norm = GemmaRMSNorm(msa.index_dim, eps=config.rms_norm_eps)
-        model_dtype = vllm_config.model_config.dtype
-        index_dtype = vllm_config.attention_config.indexer_kv_dtype
         self.attn = MSAAttention(
             self.num_heads,
             self.num_kv_heads,
             self.scale,
             msa,
             f"{prefix}.attn",
-            dtype=kv_cache_dtype_str_to_dtype(vllm_config.cache_config.cache_dtype, vllm_config.model_config),
-            index_dtype=torch.bfloat16 if index_dtype == "bf16" else model_dtype,
+            dtype=kv_dtype(vllm_config),
+            index_dtype=index_dtype(vllm_config),
         )
 
     def forward(self, positions: torch.Tensor, hidden_states: torch.Tensor) -> torch.Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -12,9 +12,13 @@ from vllm.model_executor.layers.fused_moe import fused_moe_make_expert_params_ma
 from vllm.model_executor.model_loader.weight_utils import default_weight_loader
 from vllm.model_executor.models.utils import is_pp_missing_parameter
 
+from msa_backend.vllm.layer import MSAAttention
+
+from ..cache_scales import Scales, set_aside
 from ..config import M3Config
 from ..mtp import mtp_weights
 from ..weights import CheckpointError, canonical_weights
+from .attention import M3FullAttention
 from .mlp import M3MoE
 
 _EXPERT = re.compile(r"experts\.\d+\.w[123]\.")
@@ -41,7 +45,10 @@ def load_weights(model: nn.Module, weights: Iterable[tuple[str, torch.Tensor]], 
         CheckpointError: a weight is unknown, missing or there twice, or is quantized where vLLM's layer is not, or
             the other way round.
     """
-    return fill(model, canonical_weights(weights, config), config)
+    scales: dict[str, Scales] = {}
+    loaded = fill(model, canonical_weights(set_aside(weights, scales), config), config)
+    hand_out(scales, model)
+    return loaded
 
 
 def load_mtp_module(model: nn.Module, weights: Iterable[tuple[str, torch.Tensor]], config: M3Config) -> set[str]:
@@ -53,8 +60,18 @@ def load_mtp_module(model: nn.Module, weights: Iterable[tuple[str, torch.Tensor]
     Raises:
         CheckpointError: a weight of the module is unknown or missing.
     """
-    module = ((name.replace(".mtp.", "."), tensor) for name, tensor in mtp_weights(weights, config, 0))
-    return fill(model, module, config)
+    scales: dict[str, Scales] = {}
+    module = mtp_weights(set_aside(weights, scales), config, 0)
+    loaded = fill(model, ((name.replace(".mtp.", "."), tensor) for name, tensor in module), config)
+    hand_out({name.replace(".mtp.", "."): found for name, found in scales.items()}, model)
+    return loaded
+
+
+def hand_out(scales: Mapping[str, Scales], model: nn.Module) -> None:
+    """Give each attention layer of this rank its scales of an fp8 cache."""
+    for name, module in model.named_modules():
+        if isinstance(module, M3FullAttention | MSAAttention) and (of_layer := scales.get(name.removesuffix(".attn"))):
+            module.take_scales(of_layer)
 
 
 def fill(model: nn.Module, canonical: Iterable[tuple[str, torch.Tensor]], config: M3Config) -> set[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,12 +15,19 @@ from vllm.forward_context import get_forward_context
 from vllm.logger import init_logger
 from vllm.model_executor.layers.attention_layer_base import AttentionLayerBase
 from vllm.platforms import current_platform
-from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheSpec, MLAAttentionSpec, SparseCacheRole
+from vllm.v1.kv_cache_interface import (
+    FullAttentionSpec,
+    KVCacheSpec,
+    KVQuantMode,
+    MLAAttentionSpec,
+    SparseCacheRole,
+)
 
 from msa_backend.attend import attend
 from msa_backend.config import MSAConfig
 from msa_backend.kernels import api as kernels
 from msa_backend.kernels.api import HeadNorms, LayerCaches, Selection
+from msa_backend.kernels.caches import FP8_DTYPES
 from msa_backend.kernels.dispatch import choose
 
 from .backend import IndexKeyBackend, MSABackend
@@ -34,12 +42,22 @@ logger = init_logger("vllm.msa_backend")
 
 
 class _CacheLayer(nn.Module, AttentionLayerBase):
-    """A cache that vLLM allocates: it is found by its name, and bound once the memory is there."""
+    """A cache that vLLM allocates: it is found by its name, and bound once the memory is there.
+
+    Attributes:
+        dtype: of its numbers.
+        stored: as vLLM allocates them: fp8 as bytes, which is how it keeps those of dense layers.
+        quant_mode: what vLLM calls that. Were it another for index keys than for K and V, vLLM would take the memory
+            for shared by two formats, and clear every page before use.
+    """
 
     def __init__(self, prefix: str, dtype: torch.dtype) -> None:
         super().__init__()
         self.layer_name = prefix
         self.dtype = dtype
+        is_fp8 = dtype in FP8_DTYPES
+        self.stored = torch.uint8 if is_fp8 else dtype
+        self.quant_mode = KVQuantMode.FP8_PER_TENSOR if is_fp8 else KVQuantMode.NONE
         self.caches: LayerCaches | None = None
         self.kv_cache = torch.tensor([])
         layers = get_current_vllm_config().compilation_config.static_forward_context
@@ -56,6 +74,11 @@ class _CacheLayer(nn.Module, AttentionLayerBase):
     def kv_cache(self, kv_cache: torch.Tensor) -> None:
         self._kv_cache = kv_cache
         self.caches = None
+
+    @property
+    def pages(self) -> torch.Tensor:
+        """What vLLM has bound, as the numbers that it holds."""
+        return self.kv_cache.view(self.dtype)
 
     def get_attn_backend(self) -> type[AttentionBackend]:
         return MSABackend
@@ -78,7 +101,8 @@ class IndexKeyCache(_CacheLayer):
             block_size=vllm_config.cache_config.block_size,
             num_kv_heads=1,
             head_size=self.index_dim,
-            dtype=self.dtype,
+            dtype=self.stored,
+            kv_quant_mode=self.quant_mode,
             cache_role=SparseCacheRole.INDEXER,
         )
 
@@ -92,8 +116,12 @@ class MSAAttention(_CacheLayer):
         scale: factor of the attention logits.
         config: the model's MSA config.
         prefix: the layer's name; holds its layer number.
-        dtype: of the K/V cache.
-        index_dtype: of the index-key cache.
+        dtype: of keys and values in their cache.
+        index_dtype: of index keys in theirs.
+
+    Attributes:
+        k_scale, v_scale: what fp8 keys and values are multiplied by when read; on the host, settled when weights are
+            loaded, so no step waits for them and a CUDA graph may keep them.
     """
 
     def __init__(
@@ -111,9 +139,13 @@ class MSAAttention(_CacheLayer):
         self.num_kv_heads = num_kv_heads
         self.scale = scale
         self.head_dim = config.head_dim
+        self.k_scale = self.v_scale = 1.0
         self.selection = Selection(config.topk, config.init_blocks, config.local_blocks)
         self.index_cache = IndexKeyCache(f"{prefix}.index_cache", index_dtype, config.index_dim)
         choice = choose(torch.device(current_platform.device_type))
+        # Tensor cores take both sides of a product in e4m3; on a CPU rounding the queries too would gain nothing.
+        both_e4m3 = choice.is_triton and index_dtype == torch.float8_e4m3fn
+        self.index_q_dtype = index_dtype if both_e4m3 else None
         self.largest = _largest_step(get_current_vllm_config()) if choice.is_triton else None
         if choice.is_triton or current_platform.is_cpu():
             logger.info_once("%s", choice.why)
@@ -126,14 +158,21 @@ class MSAAttention(_CacheLayer):
             num_kv_heads=self.num_kv_heads,
             head_size=self.head_dim,
             head_size_v=self.head_dim,
-            dtype=self.dtype,
+            dtype=self.stored,
+            kv_quant_mode=self.quant_mode,
         )
+
+    def take_scales(self, scales: Mapping[str, float]) -> None:
+        """Keep the checkpoint's scales of fp8 keys and values; queries stay in the model's dtype."""
+        if self.dtype in FP8_DTYPES:
+            self.k_scale, self.v_scale = scales.get("k", 1.0), scales.get("v", 1.0)
 
     def bound_caches(self) -> LayerCaches:
         """Both caches, checked when first used after vLLM has bound them."""
         if self.caches is None or self.caches is not self.index_cache.caches:
-            k_pages, v_pages = self.kv_cache.split(self.head_dim, dim=-1)
-            self.caches = LayerCaches(k_pages, v_pages, self.index_cache.kv_cache.squeeze(1))
+            k_pages, v_pages = self.pages.split(self.head_dim, dim=-1)
+            index_k_pages = self.index_cache.pages.squeeze(1)
+            self.caches = LayerCaches(k_pages, v_pages, index_k_pages, self.k_scale, self.v_scale)
             self.index_cache.caches = self.caches
         return self.caches
 
@@ -157,7 +196,9 @@ class MSAAttention(_CacheLayer):
         slot_mapping = slots[self.layer_name]
         if slot_mapping.shape[0] != projected.shape[0]:  # of a step that is not padded as its tokens are
             slot_mapping = pad(slot_mapping, (0, projected.shape[0] - slot_mapping.shape[0]), value=-1)
-        query, index_query = kernels.norm_rope_write(projected, positions, norms, self.bound_caches(), slot_mapping)
+        query, index_query = kernels.norm_rope_write(
+            projected, positions, norms, self.bound_caches(), slot_mapping, index_q_dtype=self.index_q_dtype
+        )
         self._attend(query, index_query, output.view_as(query))
         return output
 
@@ -192,6 +233,7 @@ class MSAAttention(_CacheLayer):
             dtype=output.dtype,
             kv_dtype=self.dtype,
             index_dtype=self.index_cache.dtype,
+            index_q_dtype=self.index_q_dtype,
             device=output.device,
             rotary_dim=norms.rotary_dim,
             rope_dtype=norms.cos_sin_cache.dtype,

@@ -10,6 +10,7 @@ from vllm.logger import init_logger
 from msa_backend import __version__, refusals
 from msa_backend.config import MSAError
 from msa_backend.kernels.batch import BLOCK_SIZE
+from msa_backend.kernels.caches import FP8_DTYPES
 from msa_backend.model.checkpoint import check_checkpoint
 from msa_backend.model.config import M3Config, text_section
 from msa_backend.model.vision import VisionConfig
@@ -17,6 +18,7 @@ from msa_backend.names import BACKEND_NAME
 
 from . import drafts, graphs, images
 from . import model_config as m3
+from .cache_dtypes import check_cache_dtypes, kv_dtype
 from .connectors import check_connectors
 from .quantization import check_quantization
 
@@ -43,10 +45,11 @@ def prepare(vllm_config: VllmConfig) -> None:
     _check_parallelism(vllm_config, config)
     _check_device(vllm_config, config)
     check_quantization(vllm_config)
+    check_cache_dtypes(vllm_config)
     check_connectors(vllm_config)
     vision = VisionConfig.from_config(whole_config) if images.settle(vllm_config) else None
     if vllm_config.load_config.load_format != "dummy" and (folder := Path(vllm_config.model_config.model)).is_dir():
-        check_checkpoint(folder, config, vision)
+        check_checkpoint(folder, config, vision, fp8_cache=kv_dtype(vllm_config) in FP8_DTYPES)
     drafts.check(vllm_config, config)
     m3.record(vllm_config, whole_config)
     graphs.choose(vllm_config)
@@ -70,20 +73,6 @@ def _check_options(vllm_config: VllmConfig) -> None:
     cache = vllm_config.cache_config
     if cache.user_specified_block_size and cache.block_size != BLOCK_SIZE:
         raise refusals.page_size("--block-size", cache.block_size)
-    model_dtype = vllm_config.model_config.dtype
-    allowed = {"auto": model_dtype, str(model_dtype).removeprefix("torch."): model_dtype}
-    if cache.cache_dtype not in allowed:
-        raise MSAError(
-            f"--kv-cache-dtype is {cache.cache_dtype}, but MSA keeps K and V in the model's dtype "
-            f"({' or '.join(allowed)}); a quantized cache is not served yet, leave it out, or pass "
-            f"{list(allowed)[-1]} if it is the checkpoint that asks for it"
-        )
-    index_dtype = vllm_config.attention_config.indexer_kv_dtype
-    if index_dtype not in ("auto", "bf16"):
-        raise MSAError(
-            f"indexer_kv_dtype is {index_dtype}, but MSA keeps index keys as 'auto' (the model's dtype) or 'bf16'; "
-            "fp8 index keys are not served yet, leave it out"
-        )
     if vllm_config.lora_config is not None:
         raise MSAError("--enable-lora is set, but msa-backend does not serve LoRA adapters yet; leave it out")
 

@@ -39,18 +39,19 @@ def test_one_engine_does_all_but_serving() -> None:
     ]
 
 
-def test_ours_once_more_with_other_options() -> None:
-    arguments = command.parse(
-        ["run", "model", "out.json", "--only", "equal", "--ours-options", '{"a": 1}', "--also", 'one rank={"tp": 1}']
-    )
-    found = [(name, one.environment, one.options) for _, name, one, _ in command.jobs(arguments)]
-    ours, in_tree = {"MSA_DISABLE": "0"}, {"MSA_DISABLE": "1"}
-    assert found == [
-        ("ours", ours, {}),
-        ("in-tree", in_tree, {}),
-        ("one rank", ours, {"tp": 1}),
-        ("eager", ours, {"enforce_eager": True}),
-    ]
+def test_a_class_once_more_with_other_options() -> None:
+    """What all are asked for gives way to it, and options of ours are not in-tree's."""
+    words = ["--only", "equal", "--options", '{"kv": "fp8"}', "--ours-options", '{"seed": 7}']
+    words += ["--also", 'plain=ours{"kv": "auto"}', "--also", 'in-tree plain=in-tree{"kv": "auto"}']
+    arguments = command.parse(["run", "model", "out.json", *words])
+    asked = {name: command.options_of(one, arguments) for _, name, one, _ in command.jobs(arguments)}
+    assert {name: (options["kv"], options.get("seed")) for name, options in asked.items()} == {
+        "ours": ("fp8", 7),
+        "in-tree": ("fp8", None),
+        "plain": ("auto", 7),
+        "in-tree plain": ("auto", None),
+        "eager": ("fp8", 7),
+    }
 
 
 def test_plans_survive_the_way_to_the_child() -> None:
@@ -74,11 +75,13 @@ def test_options_become_flags() -> None:
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("words", [["--only", "speed"], ["--classes", "theirs"], ["--cells", "tftt"]])
+@pytest.mark.parametrize(
+    "words", [["--only", "speed"], ["--classes", "theirs"], ["--cells", "tftt"], ["--also", "x=theirs{}"]]
+)
 def test_unknown_names_are_refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         command.parse(["run", "model", "out.json", *words])
-    assert f"{words[1]!r} is not one of" in capsys.readouterr().err
+    assert f"{words[1].removeprefix('x=').removesuffix('{}')!r} is not one of" in capsys.readouterr().err
 
 
 def test_defaults_are_those_of_the_plans() -> None:

@@ -17,7 +17,7 @@ def row(length: int, shift: float, tokens: list[int]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def test_each_class_is_compared_with_the_first() -> None:
+def test_each_class_is_compared_with_each_other() -> None:
     found = {"ours": [row(3000, 0.5, [1, 2, 3])], "in-tree": [row(3000, 0.0, [1, 2, 4])]}
     (entry,) = equal.compare(found).values()
     parts = entry["ours - in-tree"]
@@ -30,6 +30,13 @@ def test_each_class_is_compared_with_the_first() -> None:
         "gap where they part": [pytest.approx(0.25), None],
     }
     assert entry["in-tree: hit against miss"] == {"equal tokens": "3 of 3", "largest distance": 0, "cached": 128}
+
+
+def test_all_pairs() -> None:
+    found = {name: [row(3000, shift, [1])] for name, shift in (("ours", 0.0), ("in-tree", 0.5), ("plain", 0.125))}
+    (entry,) = equal.compare(found).values()
+    means = {pair: parts["blocks selected"]["mean"] for pair, parts in entry.items() if " - " in pair}
+    assert means == {"ours - in-tree": -0.5, "ours - plain": -0.125, "in-tree - plain": 0.375}
 
 
 def test_a_shift_and_an_outlier_show() -> None:

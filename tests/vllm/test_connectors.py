@@ -75,8 +75,8 @@ def ask(engine: Engine) -> list[Answer]:
     return engine.ask(ASKED, NEW_TOKENS)
 
 
-def engine_with(model: Path, transfer: Mapping[str, Any]) -> AbstractContextManager[Engine]:
-    return DRIVER.engine(model, own={"kv_transfer_config": dict(transfer)})
+def engine_with(model: Path, transfer: Mapping[str, Any], **own: Any) -> AbstractContextManager[Engine]:
+    return DRIVER.engine(model, own={"kv_transfer_config": dict(transfer)} | own)
 
 
 @contextmanager
@@ -156,6 +156,30 @@ def test_lost_index_keys_would_show(taken_over: TakenOver, plain: list[Answer]):
     for answer, other in zip(taken_over.without_index_keys, plain, strict=True):
         with pytest.raises(AssertionError):
             assert_same(answer, other)
+
+
+@needs(Can.FP8_CACHES)
+def test_fp8_caches_are_taken_over(tiny: Path, tmp_path: Path):
+    """Whether their bytes are moved by layers or by pages."""
+    fp8 = {"kv_cache_dtype": "fp8", "attention_config": {"indexer_kv_dtype": "fp8"}}
+    folders = Folders(tmp_path / "pages", tmp_path / "layers")
+    for folder in folders:
+        folder.mkdir()
+    both = several(by_pages(folders.pages), by_layers(folders.layers))
+    with own_connector(), engine_with(tiny, both, **fp8) as engine:
+        stored = ask(engine)
+    for transfer, folder in ((by_layers(folders.layers), folders.layers), (by_pages(folders.pages), folders.pages)):
+        with own_connector(), engine_with(tiny, transfer, **fp8) as engine:
+            found = ask_twice(engine, folder)
+        assert [answer.cached for answer in found.whole] == REUSED
+        apart = [max(map(distance, answers, stored)) for answers in found]
+        print(f"{transfer['kv_connector']}: {apart[0]:.1e}, without index keys {apart[1]:.1e}")
+        # A new number may be rounded to another of fp8 than when all were computed at once.
+        assert apart[0] < 5e-3 and apart[1] > 10 * 5e-3
+
+
+def distance(answer: Answer, other: Answer) -> float:
+    return max(abs(a - b) for a, b in zip(answer.logprobs, other.logprobs, strict=True))
 
 
 def refusal(model: Path, **options: Any) -> str:

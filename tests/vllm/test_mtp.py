@@ -36,8 +36,8 @@ class Drafted(NamedTuple):
     accepted_again: Accepted
 
 
-def ask_twice(model: Path, draft_tokens: int) -> Drafted:
-    own = {"speculative_config": {"method": "mtp", "num_speculative_tokens": draft_tokens}}
+def ask_twice(model: Path, draft_tokens: int, **own: Any) -> Drafted:
+    own |= {"speculative_config": {"method": "mtp", "num_speculative_tokens": draft_tokens}}
     # The steps are so short that the longer prompts take several, beside the others' drafts.
     with DRIVER.engine(model, prefix_caching=True, chunk=256, own=own) as engine:
         answers = engine.ask(PROMPTS, NEW_TOKENS)
@@ -62,6 +62,22 @@ def test_every_draft_is_right(tmp_path: Path):
         print(accepted)
         assert accepted.places == [accepted.drafts] * 3
     assert_answers(found, model)
+
+
+def test_every_draft_is_right_with_fp8_caches(tmp_path: Path):
+    """The answers are those without drafts: verified in rows of four tokens, or one at a time."""
+    fp8 = {"kv_cache_dtype": "fp8", "attention_config": {"indexer_kv_dtype": "fp8"}}
+    model = write_own(tmp_path / "m3")
+    found = ask_twice(model, 3, **fp8)
+    for accepted in (found.accepted, found.accepted_again):
+        assert accepted.places == [accepted.drafts] * 3
+    with DRIVER.engine(model, own=fp8) as engine:
+        plain = engine.ask(PROMPTS, NEW_TOKENS)
+    apart = [abs(a - b) for x, y in zip(found.answers, plain, strict=True)
+             for a, b in zip(x.logprobs, y.logprobs, strict=True)]  # fmt: skip
+    print(f"{max(apart):.1e}")
+    assert [answer.tokens for answer in found.answers] == [answer.tokens for answer in plain]
+    assert max(apart) < 1e-2
 
 
 def test_drafts_are_right_where_the_caches_are(tmp_path: Path):

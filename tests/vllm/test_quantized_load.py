@@ -19,7 +19,7 @@ from torch import nn
 from msa_backend.model.quantization import fused_layer, parse_quantization
 from msa_backend.model.quantized import is_linear
 from msa_backend.model.weights import CheckpointError, expected_shapes
-from msa_backend.tiny import write_tiny_checkpoint
+from msa_backend.tiny import TinyShape, write_tiny_checkpoint
 
 from ..dequantize import dequantized, load_shards, spread
 
@@ -294,6 +294,84 @@ def test_a_scale_that_never_came(checkpoints: dict[str, Path], make_model: Calla
         CheckpointError, match=r"experts\.3\.w1\.weight is quantized, but the checkpoint lacks its scale"
     ):
         make_model("fp8", section).load_weights(weights.items())
+
+
+@pytest.mark.parametrize("quantization", ["fp8", None])
+def test_scales_of_a_cache_arrive(
+    quantization: str | None,
+    checkpoints: dict[str, Path],
+    vllm_config: Any,
+    make_model: Callable[..., nn.Module],
+    monkeypatch: pytest.MonkeyPatch,
+):
+    """In dense layers where vLLM's attention reads them, from plain checkpoints too, and in sparse layers in ours."""
+    from vllm.model_executor.model_loader.utils import process_weights_after_loading
+
+    monkeypatch.setattr(vllm_config.cache_config, "cache_dtype", "fp8")
+    weights = load_shards(checkpoints[quantization])
+    names = {f"{layer}.self_attn.{kind}_proj.{kind}_scale": (layer, kind) for layer in range(4) for kind in "qkv"}
+    expected = {name: 0.25 + number for number, name in enumerate(names)}
+    model = make_model(quantization, read(checkpoints[quantization])[0]) if quantization else make_plain(vllm_config)
+    scales = ((f"{ROOT}.{name}", torch.tensor([value])) for name, value in expected.items())
+    loaded = model.load_weights([*scales, *weights.items()])
+    assert {name for name, _ in model.named_parameters()} - loaded <= {
+        f"model.layers.0.self_attn.attn.{kind}_scale" for kind in ("q", "k", "v", "prob")
+    }
+    attention = [layer.self_attn.attn for layer in model.model.layers]
+    holder = nn.ModuleList(attention)
+    process_weights_after_loading(holder, vllm_config.model_config, torch.device("cpu"))
+    for name, (layer, kind) in names.items():
+        if layer == 0:
+            found = [getattr(attention[0], f"_{kind}_scale{where}") for where in ("", "_float")]
+            assert [float(scale) for scale in found] == [expected[name]] * 2
+        elif kind != "q":
+            assert getattr(attention[layer], f"{kind}_scale") == expected[name]
+
+
+def make_plain(vllm_config: Any, mtp: bool = False) -> nn.Module:
+    from vllm.config import set_current_vllm_config
+    from vllm.utils.torch_utils import set_default_torch_dtype
+
+    from msa_backend.model.vllm.causal_lm import MiniMaxM3ForCausalLM
+    from msa_backend.model.vllm.mtp import MiniMaxM3MTP
+
+    vllm_config.compilation_config.static_forward_context.clear()
+    with set_current_vllm_config(vllm_config), set_default_torch_dtype(torch.bfloat16):
+        return (MiniMaxM3MTP if mtp else MiniMaxM3ForCausalLM)(vllm_config=vllm_config)
+
+
+@pytest.mark.parametrize(("kv", "index"), [("fp8", "auto"), ("fp8_e5m2", "fp8"), ("auto", "fp8"), ("auto", "bf16")])
+def test_layers_keep_what_was_asked_for(kv: str, index: str, vllm_config: Any, monkeypatch: pytest.MonkeyPatch):
+    """K and V of dense and of sparse layers alike, and index keys apart from them."""
+    monkeypatch.setattr(vllm_config.cache_config, "cache_dtype", kv)
+    monkeypatch.setattr(vllm_config.attention_config, "indexer_kv_dtype", index)
+    dtypes = {"auto": torch.bfloat16, "bf16": torch.bfloat16, "fp8": torch.float8_e4m3fn, "fp8_e5m2": torch.float8_e5m2}
+    dense, *sparse = (layer.self_attn.attn for layer in make_plain(vllm_config).model.layers)
+    assert dense.kv_cache_dtype == kv
+    assert all((attn.dtype, attn.index_cache.dtype) == (dtypes[kv], dtypes[index]) for attn in sparse)
+    specs = [attn.get_kv_cache_spec(vllm_config) for attn in (dense, *sparse)]
+    assert specs == [specs[0]] * 4
+
+
+def test_an_mtp_module_takes_its_own_scales(vllm_config: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """And not those of the target's first layer."""
+    monkeypatch.setattr(vllm_config.cache_config, "cache_dtype", "fp8")
+    shape = TinyShape(mtp_modules=2)
+    weights = load_shards(write_tiny_checkpoint(tmp_path / "m3", dtype="bfloat16", shape=shape))
+    attention = "transformer_layer.self_attn"
+    scales = {
+        f"language_model.model.{layer}.{kind}_proj.{kind}_scale": torch.tensor([value])
+        for layer, values in (
+            (f"mtp.layers.1.{attention}", (5.0, 6.0)),
+            (f"mtp.layers.0.{attention}", (0.25, 0.75)),
+            ("layers.0.self_attn", (3.0, 4.0)),
+        )
+        for kind, value in zip("kv", values, strict=True)
+    }
+    model = make_plain(vllm_config, mtp=True)
+    model.load_weights((scales | weights).items())
+    layer = model.model.layers[0].transformer_layer.self_attn.attn
+    assert (layer.k_scale, layer.v_scale) == (0.25, 0.75)
 
 
 def test_scales_of_a_cache_are_passed_over(checkpoints: dict[str, Path], make_model: Callable[..., nn.Module]):

@@ -19,7 +19,13 @@ def refusal(model: Path, **own: Any) -> str:
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"kv_cache_dtype": "float16"}, ["--kv-cache-dtype is float16", "auto or bfloat16"]),
+        ({"kv_cache_dtype": "float16"}, ["--kv-cache-dtype is float16", "auto, bfloat16, fp8", "pass bfloat16"]),
+        ({"kv_cache_dtype": "int8_per_token_head"}, ["--kv-cache-dtype is int8_per_token_head", "in fp8"]),
+        ({"attention_config": {"indexer_kv_dtype": "mxfp4"}}, ["indexer_kv_dtype is mxfp4", "auto, bf16, fp8"]),
+        (
+            {"kv_cache_dtype": "fp8", "kv_cache_dtype_skip_layers": ["0", "2"]},
+            ["--kv-cache-dtype-skip-layers is 0 2", "all layers in one dtype"],
+        ),
         ({"hf_overrides": {"text_config": {"swiglu_limit": 5.0}}}, ["1.702 and 5.0", "1.702 and 7.0"]),
         ({"hf_overrides": lambda config: config}, ["hf_overrides is a function", "dict"]),
     ],

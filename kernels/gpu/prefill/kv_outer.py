@@ -79,7 +79,7 @@ def attend_kv_outer(
             (
                 q, pages.k, pages.v, *(descriptors if bulk else (pages.k, pages.v)),
                 o_partial, o_partial if stored is None else stored, lse, inverse.entries, inverse.items[int(partly)],
-                inverse.cursors[1 + int(partly) :], pages.num_pages, scale * pages.logit_scale, pages.v_scale,
+                inverse.cursors[1 + int(partly) :], pages.num_pages, pages.logit_scale(scale), pages.v_scale,
                 *units("q", q.stride()[:2]), *pages.kv_strides,
             ),
             (

@@ -118,12 +118,14 @@ prepare_server_args(["--model-path", "m", "--attention-backend", "msa"])
             ({"own": {"pp_size": 2}}, "--pp-size is 2, but msa-backend does not split the layers"),
             ({"ranks": 2, "own": {"ep_size": 2}}, "--ep-size is 2, but msa-backend does not split the experts"),
         ),
-        Can.QUANTIZATION: refused(
+        Can.FP8_CACHES: refused(
             (
                 {"own": {"kv_cache_dtype": "fp8_e4m3"}},
                 "--kv-cache-dtype is fp8_e4m3, but on a CPU MSA keeps K and V as auto or",
             ),
-            ({"own": {"quantization": "fp8"}}, "quantization is fp8, but on a CPU MSA serves unquantized weights"),
+        ),
+        Can.QUANTIZATION: refused(
+            ({"own": {"quantization": "fp8"}}, "quantization is fp8, but on a CPU MSA serves unquantized weights")
         ),
         Can.IMAGES: Lack("text only"),
         Can.KV_TRANSFER: refused(

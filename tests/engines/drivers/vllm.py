@@ -127,15 +127,7 @@ print("MSA" in AttentionBackendEnum.__members__, served_by == "msa_backend.model
     lacks_anywhere = {
         Can.PIPELINE_PARALLEL: Lack("written, not tested"),
         Can.QUANTIZATION: refused(
-            (
-                {"dtype": "bfloat16", "own": {"kv_cache_dtype": "fp8"}},
-                "--kv-cache-dtype is fp8, but MSA keeps K and V in the model's dtype (auto or bfloat16)",
-            ),
-            (
-                {"backend": None, "own": {"attention_config": {"backend": "msa", "indexer_kv_dtype": "fp8"}}},
-                "indexer_kv_dtype is fp8, but MSA keeps index keys as 'auto'",
-            ),
-            ({"own": {"quantization": "fp8"}}, "quantization is fp8, but on a CPU MSA serves unquantized weights"),
+            ({"own": {"quantization": "fp8"}}, "quantization is fp8, but on a CPU MSA serves unquantized weights")
         ),
         Can.LORA: refused(
             ({"own": {"enable_lora": True}}, "--enable-lora is set, but msa-backend does not serve LoRA"),

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from msa_backend.kernels import reference
 from msa_backend.kernels.gpu import arch
+from msa_backend.kernels.gpu.launch import Repeated
 from msa_backend.kernels.selection import Selection
 
 from ..batches import LAYOUTS, Case, Row, make_case
@@ -88,6 +89,35 @@ def test_head_sizes(dim: int):
 def test_fp8_caches(query_len: int, dtype: torch.dtype, cache_dtype: torch.dtype):
     rows = [Row.of(query_len, 700), Row.of(1, 600)]
     check(make_case(rows, dtype=dtype, cache_dtype=cache_dtype, k_scale=0.5, v_scale=2.0), SELECTION)
+
+
+@pytest.mark.parametrize("query_len", [1, 3, 20])
+@pytest.mark.parametrize("fp8_index", [False, True])
+def test_caches_of_two_dtypes(query_len: int, fp8_index: bool):
+    """K and V in fp8 beside index keys that are not, and the other way round."""
+    fp8 = torch.float8_e4m3fn
+    scales = {} if fp8_index else {"cache_dtype": fp8, "k_scale": 0.5, "v_scale": 2.0}
+    case = make_case([Row.of(query_len, 700), Row.of(1, 600)], dtype=torch.float16, **scales)
+    index_k_pages = case.caches.index_k_pages
+    assert index_k_pages is not None
+    check(case.with_caches(index_k_pages=index_k_pages.to(fp8 if fp8_index else torch.float16)), SELECTION)
+
+
+@pytest.mark.parametrize("query_len", [1, 600])
+def test_layers_with_scales_of_their_own(query_len: int):
+    """The launches of a step's first layer serve the others, with theirs: all blocks are taken in both."""
+    rows = [Row.of(query_len, 300), Row.of(1, 200)]
+    made = [
+        make_case(rows, dtype=torch.float16, cache_dtype=torch.float8_e4m3fn, k_scale=k, v_scale=v)
+        for k, v in [(0.5, 2.0), (0.125, 0.75), (0.5, 0.75)]
+    ]
+    first = made[0].to(GPU.device)
+    for case in made:
+        layer, selection = case.to(GPU.device), Selection(8)
+        out = GPU.attend(layer.q, layer.index_q, layer.caches, first.batch, selection, case.scale)
+        expected = reference.dense_attention(case.q, case.caches, made[0].batch, case.scale)
+        assert (out.cpu().double() - expected).norm() <= 2**-10 * expected.norm()
+    assert sum(isinstance(kept, Repeated) for kept in first.batch.kept.values()) == 1
 
 
 @pytest.mark.parametrize("capability", [(8, 0), (9, 0)])

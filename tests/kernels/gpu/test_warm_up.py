@@ -46,21 +46,26 @@ def compiled() -> Iterator[list[str]]:
         knobs.runtime.jit_post_compile_hook = before
 
 
-def test_nothing_is_compiled_later():
+@pytest.mark.parametrize("cache_dtype", [torch.bfloat16, torch.float8_e4m3fn], ids=str)
+def test_nothing_is_compiled_later(cache_dtype: torch.dtype):
     from msa_backend.kernels.gpu.warm_up import warm_up
 
     device = torch.device("cuda")
     dtype = torch.bfloat16
+    index_q_dtype = cache_dtype if cache_dtype != dtype else None
     with compiled() as early:
         warm_up(
             num_heads=HEADS, num_kv_heads=KV_HEADS, head_dim=DIM, index_dim=DIM, selection=Selection(TOPK),
-            dtype=dtype, kv_dtype=dtype, index_dtype=dtype, device=device,
+            dtype=dtype, kv_dtype=cache_dtype, index_dtype=cache_dtype, index_q_dtype=index_q_dtype, device=device,
             max_num_tokens=4096, max_num_seqs=32, max_seq_len=65_536,
         )  # fmt: skip
     assert early
     with compiled() as late:
         for rows in STEPS:
-            case = make_case(rows, num_kv_heads=KV_HEADS, group=HEADS, dim=DIM, dtype=dtype, layout="halves").to("cuda")
+            case = make_case(
+                rows, num_kv_heads=KV_HEADS, group=HEADS, dim=DIM, dtype=dtype, cache_dtype=cache_dtype,
+                **({} if index_q_dtype is None else {"k_scale": 0.5, "v_scale": 3.0}),
+            ).to("cuda")  # fmt: skip
             num_tokens = case.q.shape[0]
             width = (HEADS + 2 * KV_HEADS + KV_HEADS + 1) * DIM
             norms = HeadNorms(
@@ -74,6 +79,7 @@ def test_nothing_is_compiled_later():
                 norms,
                 case.caches,
                 torch.full((num_tokens,), -1, device=device),
+                index_q_dtype=index_q_dtype,
             )
             api.attend(q, index_q, case.caches, case.batch, Selection(TOPK), case.scale)
         torch.cuda.synchronize()

@@ -30,14 +30,18 @@ STEPS = [
 ]  # fmt: skip
 
 
-def test_nothing_is_compiled_later():
-    cache_dtype = torch.bfloat16
+@pytest.mark.parametrize("cache_dtype", [torch.bfloat16, torch.float8_e4m3fn], ids=str)
+def test_nothing_is_compiled_later(cache_dtype: torch.dtype):
+    """fp8 in both caches, and in the queries of the index branch beside them, which no other step has."""
+    fp8 = cache_dtype if cache_dtype.itemsize == 1 else None
     # The cache and the width of the block table stay as they are while a server runs.
     shape = {"kv_heads": 1, "heads": 16, "cache_dtype": cache_dtype, "max_pages": 8192, "num_pages": 9001}
+    shape["index_q_dtype"] = fp8
     with compile_only(90) as launched, mock.patch.object(api, "choose", lambda device: Choice(gpu, "a test's")):
         warm_up.__wrapped__(
             num_heads=16, num_kv_heads=1, head_dim=128, index_dim=128, selection=Selection(16),
-            dtype=torch.bfloat16, kv_dtype=cache_dtype, index_dtype=cache_dtype, device=torch.device("meta"),
+            dtype=torch.bfloat16, kv_dtype=cache_dtype, index_dtype=cache_dtype, index_q_dtype=fp8,
+            device=torch.device("meta"),
             max_num_tokens=4096, max_num_seqs=200, max_seq_len=1_048_576,
         )  # fmt: skip
         early = len(launched.compiled)

@@ -22,15 +22,23 @@ pytestmark = pytest.mark.gpu
 DEVICE = GPU.device
 DTYPES = [torch.bfloat16, torch.float16, torch.float32] if ON_CUDA else [torch.float16, torch.float32]
 FP8 = [torch.float8_e4m3fn, torch.float8_e5m2]
+# Of K and V, and of index keys; None is the dtype of what is written.
+BOTH_CACHES = [(None, None), *((dtype, dtype) for dtype in FP8), (FP8[0], None), (None, FP8[0]), (FP8[1], FP8[0])]
 SLOTS = [130, 5, -1, 127, 128, 510, -100]
 PAGES = 4
 
 
 def empty_caches(
-    kv_heads: int, dim: int, index_dim: int, dtype: torch.dtype, layout: str = "halves", **scales: float
+    kv_heads: int,
+    dim: int,
+    index_dim: int,
+    dtype: torch.dtype,
+    layout: str = "halves",
+    index_dtype: torch.dtype | None = None,
+    **scales: float,
 ) -> LayerCaches:
     nothing = torch.full((PAGES, BLOCK_SIZE, kv_heads, 2 * dim), torch.nan, device=DEVICE).to(dtype)
-    index = torch.full((PAGES, BLOCK_SIZE, index_dim), torch.nan, device=DEVICE).to(dtype)
+    index = torch.full((PAGES, BLOCK_SIZE, index_dim), torch.nan, device=DEVICE).to(index_dtype or dtype)
     return LayerCaches(*lay_out(nothing, layout), index, **scales)
 
 
@@ -42,10 +50,10 @@ def assert_same(new: torch.Tensor, expected: torch.Tensor, **tolerance: float) -
     torch.testing.assert_close(new.float(), expected.float(), equal_nan=True, **tolerance)
 
 
-@pytest.mark.parametrize("cache_dtype", [None, *FP8], ids=str)
+@pytest.mark.parametrize(("cache_dtype", "index_dtype"), BOTH_CACHES, ids=str)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_write(dtype: torch.dtype, layout: str, cache_dtype: torch.dtype | None):
+def test_write(dtype: torch.dtype, layout: str, cache_dtype: torch.dtype | None, index_dtype: torch.dtype | None):
     torch.manual_seed(0)
     kv_heads, dim = 3, 16
     fused = torch.randn(len(SLOTS), 2 * kv_heads + 1, dim, device=DEVICE).to(dtype)
@@ -54,9 +62,9 @@ def test_write(dtype: torch.dtype, layout: str, cache_dtype: torch.dtype | None)
     new = fused[:, :kv_heads], fused[:, kv_heads : 2 * kv_heads], fused[:, -1]
     slots = torch.tensor(SLOTS, device=DEVICE)
     scales = {"k_scale": 0.3, "v_scale": 0.7} if cache_dtype else {}
-    written = empty_caches(kv_heads, dim, dim, cache_dtype or dtype, layout, **scales)
+    written = empty_caches(kv_heads, dim, dim, cache_dtype or dtype, layout, index_dtype or dtype, **scales)
     # On a GPU, torch multiplies by 1 / scale.
-    expected = LayerCaches(*(pages.cpu() for pages in pages_of(written)), **scales)
+    expected = LayerCaches(*(pages.cpu().clone() for pages in pages_of(written)), **scales)
     gpu.write(*new, written, slots)
     cpu.write(*(x.cpu() for x in new), expected, slots.cpu())
     for pages, truth in zip(pages_of(written), pages_of(expected), strict=True):
@@ -82,11 +90,12 @@ def test_nothing_to_write():
     [(6, 2, 32, 32, 16), (3, 3, 16, 32, 16), (20, 1, 64, 16, 12), (12, 1, 128, 128, 64), (40, 20, 16, 16, 8)],
     ids=str,
 )
-@pytest.mark.parametrize("cache_dtype", [None, *FP8], ids=str)
+@pytest.mark.parametrize(("cache_dtype", "index_dtype"), BOTH_CACHES, ids=str)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_norm_rope_write(
     dtype: torch.dtype,
     cache_dtype: torch.dtype | None,
+    index_dtype: torch.dtype | None,
     heads: int,
     kv_heads: int,
     dim: int,
@@ -105,8 +114,11 @@ def test_norm_rope_write(
     positions = torch.tensor([0, 1, -(2**40), 3, 999, 999, 2**40], device=DEVICE)  # padding's may be anything
     slots = torch.tensor(SLOTS, device=DEVICE)
     scales = {"k_scale": 0.01, "v_scale": 0.02} if cache_dtype else {}
-    index_q_dtype = torch.float8_e4m3fn if cache_dtype else None
-    written, expected = (empty_caches(kv_heads, dim, index_dim, cache_dtype or dtype, **scales) for _ in range(2))
+    index_q_dtype = torch.float8_e4m3fn if index_dtype else None
+    written, expected = (
+        empty_caches(kv_heads, dim, index_dim, cache_dtype or dtype, index_dtype=index_dtype or dtype, **scales)
+        for _ in range(2)
+    )
     norms = HeadNorms(*weights, cos_sin_cache, eps)
     q, index_q = gpu.norm_rope_write(projected, positions, norms, written, slots, index_q_dtype=index_q_dtype)
     true_q, true_index_q = cpu.norm_rope_write(
@@ -125,6 +137,6 @@ def test_norm_rope_write(
     assert_rounded(index_q, true_index_q)
     for pages, truth in zip(pages_of(written), pages_of(expected), strict=True):
         assert_rounded(pages, truth)
-    if cache_dtype:
+    if index_dtype:
         assert (index_q.float()[0].abs().amax(-1) == 448).all()
         assert (index_q.float()[1] == 0).all()
