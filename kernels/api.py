@@ -16,10 +16,12 @@ from .caches import LayerCaches
 from .dispatch import choose
 from .norms import HeadNorms
 from .selection import Selection
+from .share import Share
 
 __all__ = [
     "Batch", "HeadNorms", "LayerCaches", "Part", "Selection", "Step",
-    "attend", "dense_attention", "norm_rope_write", "select_blocks", "sparse_attention", "write",
+    "Share", "attend", "dense_attention", "merge_candidates", "norm_rope_write", "select_blocks", "select_candidates",
+    "sparse_attention", "write",
 ]  # fmt: skip
 
 
@@ -95,6 +97,44 @@ def select_blocks(index_q: Tensor, caches: LayerCaches, batch: Batch, selection:
     """
     checks.check_select_blocks(index_q, caches)
     return choose(index_q.device).module.select_blocks(index_q, caches, batch, selection)
+
+
+def select_candidates(index_q: Tensor, caches: LayerCaches, batch: Batch, selection: Selection, share: Share) -> Tensor:
+    """The part of :func:`select_blocks` that one of several ranks does for all, each for other blocks.
+
+    Ranks that hold the same index keys score a share of the blocks each, for the index heads of all. With the
+    candidates of all shares :func:`merge_candidates` chooses what :func:`select_blocks` would have.
+
+    Args:
+        index_q: as of :func:`select_blocks`, the index heads of all ranks.
+        share: the blocks that are scored.
+
+    Returns:
+        ``[2, num_index_heads, num_tokens, topk]`` int32: the best blocks of the share by score, none of them forced, in
+        no order. First keys, in the order of the scores, then block numbers; -1 for none.
+
+    Raises:
+        ValueError: shapes or dtypes that do not fit together.
+    """
+    checks.check_select_blocks(index_q, caches)
+    return choose(index_q.device).module.select_candidates(index_q, caches, batch, selection, share)
+
+
+def merge_candidates(candidates: Tensor, batch: Batch, selection: Selection) -> Tensor:
+    """Choose the blocks of some index heads from the candidates of all shares.
+
+    Args:
+        candidates: ``[ranks, 2, num_index_heads, num_tokens, topk]`` int32, what :func:`select_candidates` returned on
+            each rank for these heads; the last two axes contiguous.
+
+    Returns:
+        As :func:`select_blocks`. Scores that are equal to the last bit may be taken either way.
+
+    Raises:
+        ValueError: another shape, dtype or number of blocks.
+    """
+    checks.check_candidates(candidates, selection)
+    return choose(candidates.device).module.merge_candidates(candidates, batch, selection)
 
 
 def sparse_attention(

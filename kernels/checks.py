@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .caches import COMPUTE_DTYPES, LayerCaches
 from .norms import HeadNorms
+from .selection import Selection
 
 E4M3 = torch.float8_e4m3fn
 
@@ -81,6 +82,20 @@ def check_select_blocks(index_q: Tensor, caches: LayerCaches) -> None:
         raise ValueError(
             f"index_q has shape {tuple(index_q.shape)}, but must be (num_tokens, num_index_heads, {caches.index_dim}) "
             "to match the index keys in the cache; reshape it"
+        )
+
+
+def check_candidates(candidates: Tensor, selection: Selection) -> None:
+    shape = tuple(candidates.shape)
+    if len(shape) != 5 or shape[1] != 2 or shape[4] != selection.topk or candidates.dtype != torch.int32:
+        raise ValueError(
+            f"candidates are {candidates.dtype} of shape {shape}, but must be torch.int32 of shape (ranks, 2, "
+            f"num_index_heads, num_tokens, {selection.topk}); pass what select_candidates returned on all ranks"
+        )
+    if candidates.stride()[3:] != (selection.topk, 1):
+        raise ValueError(
+            f"candidates have strides {candidates.stride()[3:]} on their last axes, but must have "
+            f"({selection.topk}, 1); make them contiguous"
         )
 
 

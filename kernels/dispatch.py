@@ -14,6 +14,7 @@ from .batch import Batch
 from .caches import LayerCaches
 from .norms import HeadNorms
 from .selection import Selection
+from .share import Share
 
 LEAST_CAPABILITY = (8, 0)
 
@@ -37,6 +38,12 @@ class Operations(Protocol):
     ) -> tuple[Tensor, Tensor]: ...
 
     def select_blocks(self, index_q: Tensor, caches: LayerCaches, batch: Batch, selection: Selection) -> Tensor: ...
+
+    def select_candidates(
+        self, index_q: Tensor, caches: LayerCaches, batch: Batch, selection: Selection, share: Share
+    ) -> Tensor: ...
+
+    def merge_candidates(self, candidates: Tensor, batch: Batch, selection: Selection) -> Tensor: ...
 
     def sparse_attention(
         self, q: Tensor, caches: LayerCaches, block_ids: Tensor, batch: Batch, scale: float, out: Tensor | None = None

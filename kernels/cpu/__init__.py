@@ -3,8 +3,11 @@
 from .attend import attend
 from .dense_attention import dense_attention
 from .norm_rope_write import norm_rope_write
-from .select_blocks import select_blocks
+from .select_blocks import merge_candidates, select_blocks, select_candidates
 from .sparse_attention import sparse_attention
 from .write import write
 
-__all__ = ["attend", "dense_attention", "norm_rope_write", "select_blocks", "sparse_attention", "write"]
+__all__ = [
+    "attend", "dense_attention", "merge_candidates", "norm_rope_write", "select_blocks", "select_candidates",
+    "sparse_attention", "write",
+]  # fmt: skip

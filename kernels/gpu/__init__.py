@@ -6,8 +6,11 @@ The host never waits for the device, and grids follow from shapes alone, so a CU
 from . import arch
 from .attend import attend
 from .norm_rope_write import norm_rope_write
-from .select_blocks import select_blocks
+from .select_blocks import merge_candidates, select_blocks, select_candidates
 from .sparse_attention import sparse_attention
 from .write import write
 
-__all__ = ["arch", "attend", "norm_rope_write", "select_blocks", "sparse_attention", "write"]
+__all__ = [
+    "arch", "attend", "merge_candidates", "norm_rope_write", "select_blocks", "select_candidates", "sparse_attention",
+    "write",
+]  # fmt: skip

@@ -18,6 +18,7 @@ import triton.language as tl
 from triton import jit
 
 from ..batch import BLOCK_SIZE, Batch
+from ..share import ALL, Share
 from .launch import Options, kernel
 from .sizes import ceil_div
 from .workspace import kept_of
@@ -45,6 +46,7 @@ class Shape(NamedTuple):
         score_tile_tokens: most query tokens of one sequence that are scored together; 0 if none are scored.
         score_programs: that scoring should keep busy.
         score_own: whether a token's own block is scored.
+        share: of the blocks that are scored.
     """
 
     num_tokens: int
@@ -56,6 +58,7 @@ class Shape(NamedTuple):
     score_tile_tokens: int = 0
     score_programs: int = 0
     score_own: bool = False
+    share: Share = ALL
 
 
 class Plan:
@@ -66,7 +69,8 @@ class Plan:
         token_seq: ``[num_tokens]`` the sequence of each token; any for padding.
         token_pos: ``[num_tokens]`` its position there; -1 for padding.
         tiles: ``[max_tiles, 4]`` sequence, first token, number of tokens, position of the first.
-        items: ``[max_items, 8]`` sequence, first token, number of tokens, position of the first, first block, end.
+        items: ``[max_items, 8]`` sequence, first token, number of tokens, position of the first, first block, end;
+            blocks are counted within the share.
         arrived: ``[max_tiles * num_kv_heads]`` zeros, and zero again after every layer.
         max_programs: of attention.
     """
@@ -98,11 +102,11 @@ class Plan:
                 batch.cu_seqlens_q, batch.seq_lens, self.counts, first_tile, first_score_tile, self.arrived,
                 self.token_seq, self.token_pos, self.tiles, score_tiles, self.items,
                 num_seqs, num_tokens, tasks, max_blocks, num_seqs.bit_length(), max_score_tiles.bit_length(),
-                shape.programs, shape.tile_blocks, shape.score_programs,
+                shape.programs, shape.tile_blocks, shape.score_programs, shape.share.rank,
             ),
             (
                 shape.num_kv_heads, shape.tile_tokens, shape.score_tile_tokens, shape.topk, shape.score_own,
-                START_COST, COMBINE_COST, MAX_WAVES, BLOCK_SIZE, LANES, TOKENS,
+                shape.share.ranks, START_COST, COMBINE_COST, MAX_WAVES, BLOCK_SIZE, LANES, TOKENS,
             ),
             Options(num_warps=8, num_stages=1),
         )()  # fmt: skip
@@ -134,10 +138,10 @@ def msa_plan(
     cu_seqlens_q_ptr, seq_lens_ptr, counts_ptr, first_tile_ptr, first_score_tile_ptr, arrived_ptr,
     token_seq_ptr, token_pos_ptr, tiles_ptr, score_tiles_ptr, items_ptr,
     num_seqs, num_tokens, num_tasks, max_blocks, seq_steps, tile_steps, programs, tile_blocks,
-    score_programs,
+    score_programs, rank,
     NUM_KV_HEADS: tl.constexpr, TILE: tl.constexpr, SCORE_TILE: tl.constexpr, TOPK: tl.constexpr,
-    SCORE_OWN: tl.constexpr, START_COST: tl.constexpr, COMBINE_COST: tl.constexpr, MAX_WAVES: tl.constexpr,
-    BLOCK: tl.constexpr, LANES: tl.constexpr, TOKENS: tl.constexpr,
+    SCORE_OWN: tl.constexpr, RANKS: tl.constexpr, START_COST: tl.constexpr, COMBINE_COST: tl.constexpr,
+    MAX_WAVES: tl.constexpr, BLOCK: tl.constexpr, LANES: tl.constexpr, TOKENS: tl.constexpr,
 ):  # fmt: skip
     if tl.program_id(0) > 0:
         _locate_tokens(
@@ -168,9 +172,9 @@ def msa_plan(
             tl.store(first_score_tile_ptr + seq, num_score_tiles + tl.cumsum(tiles) - tiles, mask=live)
             num_score_tiles += tl.sum(tiles)
             first_blocks = _blocks_to_score(
-                seq_len - query_len + skipped + SCORE_TILE - 1, max_blocks, BLOCK, SCORE_OWN
+                seq_len - query_len + skipped + SCORE_TILE - 1, max_blocks, rank, BLOCK, SCORE_OWN, RANKS
             )
-            last_blocks = _blocks_to_score(seq_len - 1, max_blocks, BLOCK, SCORE_OWN)
+            last_blocks = _blocks_to_score(seq_len - 1, max_blocks, rank, BLOCK, SCORE_OWN, RANKS)
             blocks = (tl.minimum(first_blocks, last_blocks) + last_blocks + 1) // 2
             work += tl.sum(tl.where(tiles > 0, tiles * blocks, 0))
     splits = _cheapest_splits(
@@ -212,7 +216,7 @@ def msa_plan(
             offset += (tile - tl.load(first_score_tile_ptr + seq)) * SCORE_TILE
             count = tl.minimum(query_len - offset, SCORE_TILE)
             position = seq_len - query_len + offset
-            blocks = _blocks_to_score(position + count - 1, max_blocks, BLOCK, SCORE_OWN)
+            blocks = _blocks_to_score(position + count - 1, max_blocks, rank, BLOCK, SCORE_OWN, RANKS)
             items = tl.where(live, tl.cdiv(blocks, share), 0)
             field = score_tiles_ptr + tile * ITEM_FIELDS
             tl.store(field, num_items + tl.cumsum(items) - items, mask=live)
@@ -301,6 +305,13 @@ def _unscored(query_len, seq_len, TOPK: tl.constexpr, BLOCK: tl.constexpr):
 
 
 @jit
-def _blocks_to_score(position, max_blocks, BLOCK: tl.constexpr, SCORE_OWN: tl.constexpr):
-    """Blocks that a token at ``position`` sees, its own counted only if it is scored."""
-    return tl.minimum(tl.maximum(position, 0) // BLOCK + (1 if SCORE_OWN else 0), max_blocks)
+def _blocks_to_score(position, max_blocks, rank, BLOCK: tl.constexpr, SCORE_OWN: tl.constexpr, RANKS: tl.constexpr):
+    """Blocks of the share that a token at ``position`` sees, its own counted only if it is scored."""
+    blocks = tl.minimum(tl.maximum(position, 0) // BLOCK + (1 if SCORE_OWN else 0), max_blocks)
+    return of_share(blocks, rank, RANKS)
+
+
+@jit
+def of_share(blocks, rank, RANKS: tl.constexpr):
+    """How many of the first ``blocks`` blocks are those of ``rank``; see :class:`msa_backend.kernels.share.Share`."""
+    return blocks if RANKS == 1 else (tl.maximum(blocks, 0) - rank + RANKS - 1) // RANKS

@@ -109,12 +109,14 @@ def score_blocks(
         index_q: ``[num_tokens, num_index_heads, index_dim]``; the products are taken in its dtype.
 
     Returns:
-        ``[num_index_heads, num_tokens, num_blocks]`` fp32, ``num_blocks`` a multiple of 16, and the launch that fills
-        it. Undefined where nothing is scored: blocks that the query does not see, and its own if that is forced in.
+        ``[num_index_heads, num_tokens, num_blocks]`` fp32 of the blocks of the plan's share, ``num_blocks`` a multiple
+        of 16, and the launch that fills it. Undefined where nothing is scored: blocks that the query does not see, and
+        its own if that is forced in.
     """
     num_tokens, num_heads, dim = index_q.shape
     max_blocks = min(ceil_div(batch.max_seq_len, BLOCK_SIZE), batch.block_table.shape[1])
-    num_blocks = ceil_div(max_blocks, 16) * 16
+    share = plan.shape.share
+    num_blocks = ceil_div(ceil_div(max_blocks, share.ranks), 16) * 16
     scores = workspace_of(batch).hold("scores", num_heads * num_tokens * num_blocks, torch.float32)
     scores = scores.view(num_heads, num_tokens, num_blocks)
     pages = caches.keep(Pages)
@@ -129,11 +131,11 @@ def score_blocks(
             plan.counts, plan.items,
             batch.block_table, pages.num_pages,
             *units("index_q", index_q.stride()[:2]), *pages.index_strides, scores.stride(0) // 16, num_blocks // 16,
-            batch.block_table.stride(0),
+            batch.block_table.stride(0), share.rank,
         ),
         (
             num_heads, next_power_of_2(num_heads), config.few_rows, config.many_rows, dim, BLOCK_SIZE, COLUMNS,
-            selection.local_blocks == 0, paired is not None, pairs.PACKED, descriptor is not None,
+            selection.local_blocks == 0, share.ranks, paired is not None, pairs.PACKED, descriptor is not None,
             pdl.available(index_q.device),
         ),
         Options(config.num_warps, config.num_stages),
@@ -152,9 +154,10 @@ def multiplicable(index_q: Tensor) -> Tensor:
 def msa_score(
     index_q_ptr, index_k_ptr, pairs_ptr, index_k_desc, scores_ptr, counts_ptr, items_ptr, block_table_ptr, num_pages,
     q_token_stride, q_head_stride, k_page_stride, k_token_stride, score_head_stride, score_token_stride, table_stride,
+    rank,
     NUM_HEADS: tl.constexpr, HEADS: tl.constexpr, FEW_ROWS: tl.constexpr, MANY_ROWS: tl.constexpr, DIM: tl.constexpr,
-    BLOCK: tl.constexpr, COLUMNS: tl.constexpr, SCORE_OWN: tl.constexpr, PAIRS: tl.constexpr, PACKED: tl.constexpr,
-    TMA: tl.constexpr, PDL: tl.constexpr,
+    BLOCK: tl.constexpr, COLUMNS: tl.constexpr, SCORE_OWN: tl.constexpr, RANKS: tl.constexpr, PAIRS: tl.constexpr,
+    PACKED: tl.constexpr, TMA: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     # Not launched so itself: see :mod:`.pdl`.
     let_next_start(PDL)
@@ -170,18 +173,19 @@ def msa_score(
     end = tl.load(items_ptr + 5)
     if item >= num_items:
         return
-    table_ptr = block_table_ptr + seq.to(tl.int64) * table_stride
+    # From here on blocks and positions count from the share's first block.
+    table_ptr = block_table_ptr + seq.to(tl.int64) * table_stride + rank
     if FEW_ROWS > 0 and (MANY_ROWS == 0 or count * HEADS <= FEW_ROWS):
         _score_few(
             index_q_ptr, pairs_ptr, scores_ptr, table_ptr, num_pages, q_token_stride, q_head_stride, k_page_stride,
-            k_token_stride, score_head_stride, score_token_stride, token, count, position, begin, end,
-            NUM_HEADS, HEADS, FEW_ROWS, DIM, BLOCK, SCORE_OWN, PAIRS, PACKED,
+            k_token_stride, score_head_stride, score_token_stride, token, count, position - rank * BLOCK, begin, end,
+            NUM_HEADS, HEADS, FEW_ROWS, DIM, BLOCK, SCORE_OWN, RANKS, PAIRS, PACKED,
         )  # fmt: skip
     elif MANY_ROWS > 0:
         _score_many(
             index_q_ptr, index_k_ptr, index_k_desc, scores_ptr, table_ptr, num_pages, q_token_stride, q_head_stride,
-            k_page_stride, k_token_stride, score_head_stride, score_token_stride, token, count, position, begin, end,
-            NUM_HEADS, HEADS, MANY_ROWS, DIM, BLOCK, COLUMNS, SCORE_OWN, TMA,
+            k_page_stride, k_token_stride, score_head_stride, score_token_stride, token, count, position - rank * BLOCK,
+            begin, end, NUM_HEADS, HEADS, MANY_ROWS, DIM, BLOCK, COLUMNS, SCORE_OWN, RANKS, TMA,
         )  # fmt: skip
 
 
@@ -190,7 +194,7 @@ def _score_few(
     index_q_ptr, index_k_ptr, scores_ptr, table_ptr, num_pages, q_token_stride, q_head_stride, k_page_stride,
     k_token_stride, score_head_stride, score_token_stride, first_token, count, position, begin, end,
     NUM_HEADS: tl.constexpr, HEADS: tl.constexpr, ROWS: tl.constexpr, DIM: tl.constexpr, BLOCK: tl.constexpr,
-    SCORE_OWN: tl.constexpr, PAIRS: tl.constexpr, PACKED: tl.constexpr,
+    SCORE_OWN: tl.constexpr, RANKS: tl.constexpr, PAIRS: tl.constexpr, PACKED: tl.constexpr,
 ):  # fmt: skip
     row = tl.arange(0, ROWS)
     offset = row // HEADS
@@ -210,7 +214,7 @@ def _score_few(
     k_offsets = key[:, None] * (k_token_stride * (UNIT // STEP)) + channel[None, :]
     out_ptrs = scores_ptr + (head.to(tl.int64) * score_head_stride + token * score_token_stride) * UNIT
     for block in range(begin, end):
-        page = live_page(table_ptr + block, num_pages).to(tl.int64)
+        page = live_page(table_ptr + block * RANKS, num_pages).to(tl.int64)
         k = tl.load(index_k_ptr + page * (k_page_stride * (UNIT // STEP)) + k_offsets)
         if PAIRS:
             dots = tl.dot(even_channels(k, q.dtype, PACKED), q, input_precision="ieee")
@@ -218,7 +222,7 @@ def _score_few(
         else:
             dots = tl.dot(widen(k, q.dtype), q, input_precision="ieee")
         if SCORE_OWN:
-            seen = (block * BLOCK + key)[:, None] <= (position + offset)[None, :]
+            seen = (block * RANKS * BLOCK + key)[:, None] <= (position + offset)[None, :]
             dots = tl.where(seen, dots, float("-inf"))
         tl.store(out_ptrs + block, tl.max(dots, axis=0), mask=live)
 
@@ -228,7 +232,7 @@ def _score_many(
     index_q_ptr, index_k_ptr, index_k_desc, scores_ptr, table_ptr, num_pages, q_token_stride, q_head_stride,
     k_page_stride, k_token_stride, score_head_stride, score_token_stride, first_token, count, position, begin, end,
     NUM_HEADS: tl.constexpr, HEADS: tl.constexpr, ROWS: tl.constexpr, DIM: tl.constexpr, BLOCK: tl.constexpr,
-    COLUMNS: tl.constexpr, SCORE_OWN: tl.constexpr, TMA: tl.constexpr,
+    COLUMNS: tl.constexpr, SCORE_OWN: tl.constexpr, RANKS: tl.constexpr, TMA: tl.constexpr,
 ):  # fmt: skip
     # A block that any token of the tile shares with its own end is forced in for that token. So no score that counts
     # needs a causal mask, and no key past the sequence's end is read, unless no local block is forced.
@@ -248,7 +252,7 @@ def _score_many(
     out_ptrs = scores_ptr + (head.to(tl.int64) * score_head_stride + token * score_token_stride) * UNIT
     kept = tl.zeros([ROWS, COLUMNS], dtype=tl.float32)
     for block in range(begin, end):
-        page = live_page(table_ptr + block, num_pages)
+        page = live_page(table_ptr + block * RANKS, num_pages)
         if TMA:
             k = tl.trans(widen(index_k_desc.load([page, 0, 0]).reshape(BLOCK, DIM), q.dtype))
         else:
@@ -256,7 +260,7 @@ def _score_many(
             k = widen(tl.load(k_ptrs + key[None, :] * (k_token_stride * UNIT)), q.dtype)
         dots = tl.dot(q, k, input_precision="ieee")
         if SCORE_OWN:
-            seen = block * BLOCK + key[None, :] <= (position + offset)[:, None]
+            seen = block * RANKS * BLOCK + key[None, :] <= (position + offset)[:, None]
             dots = tl.where(seen, dots, float("-inf"))
         kept = tl.where(column[None, :] == block % COLUMNS, tl.max(dots, axis=1)[:, None], kept)
         if (block % COLUMNS == COLUMNS - 1) | (block == end - 1):

@@ -8,6 +8,9 @@ In both rounds the k-th greatest value is found bit by bit, by counting, which w
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
+import torch
 import triton.language as tl
 from torch import Tensor
 from triton import jit
@@ -43,29 +46,57 @@ def select_topk(scores: Tensor | None, batch: Batch, selection: Selection, plan:
         block_ids: ``[num_heads, num_tokens, topk]`` int32, contiguous, to be filled.
     """
     num_heads, num_tokens, topk = block_ids.shape
-    max_blocks = min(ceil_div(batch.max_seq_len, BLOCK_SIZE), batch.block_table.shape[1])
+    max_blocks = most_blocks(batch)
     if max_blocks <= topk:
         scores = None
     elif scores is None:
         raise ValueError(f"{max_blocks} blocks may be visible, but top-k is {topk}; pass scores")
-    groups = GROUPS if max_blocks <= MANY_BLOCKS else GROUPS_OF_MANY
-    num_steps = 0
-    if max_blocks > SINGLE_ROUND_BLOCKS:
-        num_steps = next_power_of_2(ceil_div(max_blocks, groups * GROUP_RUN))
+    rounds = rounds_of(max_blocks, num_tokens * num_heads, block_ids.device)
     dependent = pdl.available(block_ids.device)
-    # Few programs on an idle chip are waited for one by one: more warps each, to stream a long row.
-    few = max_blocks > MANY_BLOCKS and num_tokens * num_heads <= arch.num_sms(block_ids.device)
     strides = (0, 0) if scores is None else (scores.stride(0) // 16, scores.stride(1) // 16)
     return msa_topk(
         (num_tokens, num_heads),
         (block_ids if scores is None else scores, block_ids, plan.token_pos, num_tokens, max_blocks, *strides),
         (
-            topk, next_power_of_2(topk), selection.init_blocks, selection.local_blocks, scores is not None,
-            max(32, min(SINGLE_ROUND_BLOCKS, next_power_of_2(max_blocks))), num_steps, groups, GROUP_RUN,
-            4 if few else 1, BLOCK_SIZE, dependent,
+            topk, next_power_of_2(topk), selection.init_blocks, selection.local_blocks, scores is not None, *rounds,
+            BLOCK_SIZE, dependent,
         ),
-        Options(num_warps=4 if few else 1, pdl=dependent),
+        Options(num_warps=rounds.unroll, pdl=dependent),
     )  # fmt: skip
+
+
+class Rounds(NamedTuple):
+    """How a row of scores is looked through; constants of :func:`put_best`, in its order.
+
+    Attributes:
+        single: up to so many blocks are compared in one round.
+        steps: blocks of a group in runs, rounded up; 0 if one round does for all.
+        groups: of the first round of two.
+        run: neighbouring blocks of a group.
+        unroll: loads of a row on their way, and warps of a program.
+    """
+
+    single: int
+    steps: int
+    groups: int
+    run: int
+    unroll: int
+
+
+def rounds_of(num_blocks: int, programs: int, device: torch.device) -> Rounds:
+    """For rows of up to ``num_blocks`` scores, one to a program."""
+    groups = GROUPS if num_blocks <= MANY_BLOCKS else GROUPS_OF_MANY
+    single = max(32, min(SINGLE_ROUND_BLOCKS, next_power_of_2(num_blocks)))
+    two = num_blocks > SINGLE_ROUND_BLOCKS
+    steps = next_power_of_2(ceil_div(num_blocks, groups * GROUP_RUN)) if two else 0
+    # Few programs on an idle chip are waited for one by one: more warps each, to stream a long row.
+    few = num_blocks > MANY_BLOCKS and programs <= arch.num_sms(device)
+    return Rounds(single, steps, groups, GROUP_RUN, 4 if few else 1)
+
+
+def most_blocks(batch: Batch) -> int:
+    """That a token may see."""
+    return min(ceil_div(batch.max_seq_len, BLOCK_SIZE), batch.block_table.shape[1])
 
 
 @kernel()
@@ -93,37 +124,57 @@ def msa_topk(
         token_scores = scores_ptr + (head.to(tl.int64) * head_stride + token.to(tl.int64) * token_stride) * UNIT
         # Forced blocks take no part. That does not spoil the groups: at most as many of the TOPK maxima are forced
         # blocks' own as blocks are forced, and so many fewer are wanted.
-        k = TOPK - INIT_BLOCKS - LOCAL_BLOCKS
-        if (NUM_STEPS == 0) | (visible <= NUM_BLOCKS):
-            _single_round(token_scores, chosen, visible, k, INIT_BLOCKS, LOCAL_BLOCKS, NUM_BLOCKS)
-        elif NUM_STEPS > 0:
-            _two_rounds(
-                token_scores, chosen, visible, k, TOPK, TOPK_PADDED, INIT_BLOCKS, LOCAL_BLOCKS, NUM_STEPS, GROUPS,
-                GROUP_RUN, UNROLL,
-            )  # fmt: skip
-        tl.debug_barrier()
-        taken = tl.load(chosen + slot, mask=slot < k, other=0)
-        forced = slot - k
-        forced = tl.where(forced < INIT_BLOCKS, forced, visible - LOCAL_BLOCKS + forced - INIT_BLOCKS)
-        taken = tl.where(slot < k, taken, forced)
-        tl.debug_barrier()
-        store_ascending(taken, chosen, TOPK, TOPK_PADDED)
+        put_best(
+            token_scores, chosen, visible, INIT_BLOCKS, visible - LOCAL_BLOCKS, TOPK - INIT_BLOCKS - LOCAL_BLOCKS,
+            TOPK, TOPK_PADDED, NUM_BLOCKS, NUM_STEPS, GROUPS, GROUP_RUN, UNROLL,
+        )  # fmt: skip
+        with_forced(chosen, visible, TOPK, TOPK_PADDED, INIT_BLOCKS, LOCAL_BLOCKS)
 
 
 @jit
-def _single_round(
-    token_scores, chosen, visible, k, INIT_BLOCKS: tl.constexpr, LOCAL_BLOCKS: tl.constexpr, NUM_BLOCKS: tl.constexpr
-):
-    block = tl.arange(0, NUM_BLOCKS)
-    score = tl.load(token_scores + block, mask=block < visible, other=float("-inf"))
-    put_greatest(free_keys(score, block, visible, INIT_BLOCKS, LOCAL_BLOCKS), k, block, chosen)
+def with_forced(
+    chosen, visible, TOPK: tl.constexpr, TOPK_PADDED: tl.constexpr, INIT_BLOCKS: tl.constexpr,
+    LOCAL_BLOCKS: tl.constexpr,
+):  # fmt: skip
+    """Put the forced blocks beside those that were stored at ``chosen``, and all in order."""
+    slot = tl.arange(0, TOPK_PADDED)
+    k = TOPK - INIT_BLOCKS - LOCAL_BLOCKS
+    tl.debug_barrier()
+    taken = tl.load(chosen + slot, mask=slot < k, other=0)
+    forced = slot - k
+    forced = tl.where(forced < INIT_BLOCKS, forced, visible - LOCAL_BLOCKS + forced - INIT_BLOCKS)
+    taken = tl.where(slot < k, taken, forced)
+    tl.debug_barrier()
+    store_ascending(taken, chosen, TOPK, TOPK_PADDED)
+
+
+@jit
+def put_best(
+    token_scores, chosen, visible, first_free, end_free, k, TOPK: tl.constexpr, TOPK_PADDED: tl.constexpr,
+    NUM_BLOCKS: tl.constexpr, NUM_STEPS: tl.constexpr, GROUPS: tl.constexpr, GROUP_RUN: tl.constexpr,
+    UNROLL: tl.constexpr,
+):  # fmt: skip
+    """Store the ``k`` best of the free blocks at ``chosen``, in no order; it needs room for ``TOPK``.
+
+    Args:
+        visible: blocks that have a score; the free ones are those from ``first_free`` to ``end_free - 1``, and at most
+            ``TOPK - k`` of the others.
+    """
+    if (NUM_STEPS == 0) | (visible <= NUM_BLOCKS):
+        block = tl.arange(0, NUM_BLOCKS)
+        score = tl.load(token_scores + block, mask=block < visible, other=float("-inf"))
+        put_greatest(_free_keys(score, block, first_free, end_free), k, block, chosen)
+    elif NUM_STEPS > 0:
+        _two_rounds(
+            token_scores, chosen, visible, first_free, end_free, k, TOPK, TOPK_PADDED, NUM_STEPS, GROUPS, GROUP_RUN,
+            UNROLL,
+        )  # fmt: skip
 
 
 @jit
 def _two_rounds(
-    token_scores, chosen, visible, k, TOPK: tl.constexpr, TOPK_PADDED: tl.constexpr, INIT_BLOCKS: tl.constexpr,
-    LOCAL_BLOCKS: tl.constexpr, NUM_STEPS: tl.constexpr, GROUPS: tl.constexpr, GROUP_RUN: tl.constexpr,
-    UNROLL: tl.constexpr,
+    token_scores, chosen, visible, first_free, end_free, k, TOPK: tl.constexpr, TOPK_PADDED: tl.constexpr,
+    NUM_STEPS: tl.constexpr, GROUPS: tl.constexpr, GROUP_RUN: tl.constexpr, UNROLL: tl.constexpr,
 ):  # fmt: skip
     """The best groups first, which are put where the best blocks will be; then the best of their blocks."""
     TILE: tl.constexpr = GROUPS * GROUP_RUN
@@ -149,7 +200,7 @@ def _two_rounds(
     block = tl.where(is_group[:, None], block, visible)
     block = tl.reshape(block, [TOPK_PADDED * GROUP_RUN * NUM_STEPS])
     of_member = tl.load(token_scores + block, mask=block < visible, other=float("-inf"))
-    put_greatest(free_keys(of_member, block, visible, INIT_BLOCKS, LOCAL_BLOCKS), k, block, chosen)
+    put_greatest(_free_keys(of_member, block, first_free, end_free), k, block, chosen)
 
 
 @jit
@@ -161,10 +212,9 @@ def ordered(x):
 
 
 @jit
-def free_keys(score, block, visible, INIT_BLOCKS: tl.constexpr, LOCAL_BLOCKS: tl.constexpr):
-    """Keys of the visible blocks that are not forced in; the lowest for others."""
-    free = (block >= INIT_BLOCKS) & (block < visible - LOCAL_BLOCKS)
-    return tl.where(free, ordered(score), LOWEST_KEY)
+def _free_keys(score, block, first_free, end_free):
+    """Keys of the blocks that are not forced in; the lowest for others."""
+    return tl.where((block >= first_free) & (block < end_free), ordered(score), LOWEST_KEY)
 
 
 @jit

@@ -45,6 +45,12 @@ class Implementation:
     def select_blocks(self, *args: Any, **kwargs: Any) -> Tensor:
         return self._call(api.select_blocks, *args, **kwargs)
 
+    def select_candidates(self, *args: Any, **kwargs: Any) -> Tensor:
+        return self._call(api.select_candidates, *args, **kwargs)
+
+    def merge_candidates(self, *args: Any, **kwargs: Any) -> Tensor:
+        return self._call(api.merge_candidates, *args, **kwargs)
+
     def sparse_attention(self, *args: Any, **kwargs: Any) -> Tensor:
         return self._call(api.sparse_attention, *args, **kwargs)
 
