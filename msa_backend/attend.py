@@ -8,6 +8,7 @@ from torch import Tensor
 
 from msa_backend.kernels import api as kernels
 from msa_backend.kernels.api import Batch, LayerCaches, Part, Selection, Step
+from msa_backend.sharing import SharedScoring
 
 UNCUT_TOKENS = 512
 """Steps of up to so many query tokens are one part, whatever sequences they are of."""
@@ -23,6 +24,7 @@ def attend(
     selection: Selection | None,
     scale: float,
     out: Tensor,
+    sharing: SharedScoring | None = None,
 ) -> None:
     """Attend from the new tokens of a layer, whose keys and values are in its caches already.
 
@@ -32,11 +34,15 @@ def attend(
         selection: of a sparse layer; None for a dense one.
         scale: of the logits.
         out: like ``q``, to be filled; 0 for padding.
+        sharing: how ranks share the scoring of blocks; None if each is for itself.
     """
     for part in step.parts:
         here = part.tokens
         if index_q is None or selection is None:
             kernels.dense_attention(q[here], caches, part.batch, scale, out[here])
+        elif sharing is not None and sharing.pays(part.batch, selection):
+            block_ids = sharing.select_blocks(index_q[here], caches, part.batch, selection)
+            kernels.sparse_attention(q[here], caches, block_ids, part.batch, scale, out[here])
         else:
             kernels.attend(q[here], index_q[here], caches, part.batch, selection, scale, out[here])
     if q.shape[0] > step.num_tokens:

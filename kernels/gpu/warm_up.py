@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import cache
+from typing import Protocol
 
 import torch
+from torch import Tensor
 
 from .. import api
 from ..batch import BLOCK_SIZE, Batch
@@ -13,6 +15,14 @@ from ..caches import LayerCaches
 from ..norms import HeadNorms
 from ..selection import Selection
 from .sparse_attention import SHORT_STEP
+
+
+class Sharing(Protocol):
+    """What :class:`msa_backend.sharing.SharedScoring` does for a layer."""
+
+    def pays(self, batch: Batch, selection: Selection) -> bool: ...
+
+    def select_blocks(self, index_q: Tensor, caches: LayerCaches, batch: Batch, selection: Selection) -> Tensor: ...
 
 
 @cache
@@ -33,6 +43,7 @@ def warm_up(
     rotary_dim: int = 64,
     rope_dtype: torch.dtype | None = None,
     index_q_dtype: torch.dtype | None = None,
+    sharing: Sharing | None = None,
 ) -> None:
     """Run every operation once in each of the ways a server will call it. Again with the same arguments: nothing.
 
@@ -50,6 +61,7 @@ def warm_up(
         rotary_dim: channels that rope rotates.
         rope_dtype: of the rope table, ``dtype`` if None.
         index_q_dtype: of index queries, ``dtype`` if None.
+        sharing: how ranks share the scoring of blocks; all of them warm up at once.
     """
     kv = torch.zeros(1, num_kv_heads, BLOCK_SIZE, 2 * head_dim, dtype=kv_dtype, device=device)
     index_k_pages = torch.zeros(1, BLOCK_SIZE, index_dim, dtype=index_dtype, device=device)
@@ -67,6 +79,9 @@ def warm_up(
         q, index_q = api.norm_rope_write(projected, positions, norms, caches, slots, index_q_dtype=index_q_dtype)
         batch = _batch(num_seqs, query_len, seq_len, -(-max_seq_len // BLOCK_SIZE), device)
         api.attend(q, index_q, caches, batch, selection, 1.0)
+        if sharing is not None and sharing.pays(batch, selection):
+            block_ids = sharing.select_blocks(index_q, caches, batch, selection)
+            api.sparse_attention(q, caches, block_ids, batch, 1.0)
 
 
 def _steps(max_num_tokens: int, max_num_seqs: int, max_seq_len: int) -> Iterator[tuple[int, int, int]]:

@@ -13,6 +13,7 @@ from msa_backend.kernels.batch import BLOCK_SIZE
 from msa_backend.model.checkpoint import check_checkpoint
 from msa_backend.model.config import M3Config
 from msa_backend.names import M3_ARCHITECTURES, SGLANG_BACKEND_NAME
+from msa_backend.sharing import SWITCH, least_tokens
 
 from . import model_config as m3
 from .engine import declare_resolution, resolving_view
@@ -173,6 +174,8 @@ def _check_quantization(options: Any, hf_config: Any) -> None:
 
 def _check_parallelism(options: Any, config: M3Config) -> None:
     refusals.check_even_heads("--tp-size", options.tp_size, config.msa)
+    if least_tokens() and options.tp_size > 1:
+        raise MSAError(f"{SWITCH} is set, but msa-backend shares scoring among ranks on vLLM only; leave it out")
     for name, (option, reason) in MUST_BE_ONE.items():
         if (size := getattr(options, name, 1)) > 1:
             raise MSAError(f"{option} is {size}, but msa-backend {reason}; leave it at 1")

@@ -31,6 +31,7 @@ from msa_backend.kernels.caches import FP8_DTYPES
 from msa_backend.kernels.dispatch import choose
 
 from .backend import IndexKeyBackend, MSABackend
+from .sharing import shared_scoring
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -147,6 +148,7 @@ class MSAAttention(_CacheLayer):
         both_e4m3 = choice.is_triton and index_dtype == torch.float8_e4m3fn
         self.index_q_dtype = index_dtype if both_e4m3 else None
         self.largest = _largest_step(get_current_vllm_config()) if choice.is_triton else None
+        self.sharing = shared_scoring(config.num_index_heads)
         if choice.is_triton or current_platform.is_cpu():
             logger.info_once("%s", choice.why)
         else:
@@ -213,7 +215,7 @@ class MSAAttention(_CacheLayer):
         if connector is not None:
             for cache in (self, self.index_cache):
                 connector.wait_for_layer_load(cache.layer_name)
-        attend(query, index_query, self.bound_caches(), step, self.selection, self.scale, output)
+        attend(query, index_query, self.bound_caches(), step, self.selection, self.scale, output, self.sharing)
         if connector is not None:
             for cache in (self, self.index_cache):
                 connector.save_kv_layer(cache.layer_name, cache.kv_cache, metadata[cache.layer_name])
@@ -237,6 +239,7 @@ class MSAAttention(_CacheLayer):
             device=output.device,
             rotary_dim=norms.rotary_dim,
             rope_dtype=norms.cos_sin_cache.dtype,
+            sharing=self.sharing,
             **self.largest,
         )
 

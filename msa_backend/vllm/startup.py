@@ -21,6 +21,7 @@ from . import model_config as m3
 from .cache_dtypes import check_cache_dtypes, kv_dtype
 from .connectors import check_connectors
 from .quantization import check_quantization
+from .sharing import check_sharing
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -43,6 +44,7 @@ def prepare(vllm_config: VllmConfig) -> None:
     config = M3Config.from_text_config(text_section(whole_config))
     _check_options(vllm_config)
     _check_parallelism(vllm_config, config)
+    check_sharing(vllm_config)
     _check_device(vllm_config, config)
     check_quantization(vllm_config)
     check_cache_dtypes(vllm_config)
