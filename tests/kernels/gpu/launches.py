@@ -15,6 +15,7 @@ from msa_backend.kernels.batch import BLOCK_SIZE, Batch
 from msa_backend.kernels.caches import LayerCaches
 from msa_backend.kernels.norms import HeadNorms
 from msa_backend.kernels.selection import Selection
+from msa_backend.kernels.share import Share
 
 BF16, E4M3 = torch.bfloat16, torch.float8_e4m3fn
 
@@ -74,6 +75,18 @@ def write(num_tokens: int, *, kv_heads: int = 4, dim: int = 128, cache_dtype: to
     gpu.write(k, v, None, replace(layer, index_k_pages=None), slots)
 
 
+def shared(
+    num_seqs: int, query_len: int, seq_len: int, *, heads: int = 4, ranks: int = 4, dim: int = 128, topk: int = 16,
+    cache_dtype: torch.dtype = BF16,
+) -> None:  # fmt: skip
+    """What one of several ranks does where they share the scoring of blocks, up to its own head's choice."""
+    rows = batch(num_seqs, query_len, seq_len)
+    layer = caches(rows.block_table.numel(), 1, dim, cache_dtype)
+    index_q, selection = torch.randn(num_seqs * query_len, heads, dim, dtype=BF16), Selection(topk)
+    candidates = gpu.select_candidates(index_q, layer, rows, selection, Share(ranks - 1, ranks))
+    gpu.merge_candidates(torch.stack([candidates] * ranks)[:, :, :1], rows, selection)
+
+
 def caches(num_pages: int, kv_heads: int, dim: int, dtype: torch.dtype) -> LayerCaches:
     k_pages, v_pages = torch.randn(num_pages, kv_heads, BLOCK_SIZE, 2 * dim, dtype=BF16).to(dtype).chunk(2, dim=-1)
     index_k_pages = torch.randn(num_pages, BLOCK_SIZE, dim, dtype=BF16).to(dtype)
@@ -110,6 +123,8 @@ def everything() -> None:
             for num_seqs, query_len, seq_len in ((1, 8192, 131072), (1, 171, 55339), (8, 1, 131072), (8, 8, 50000)):
                 step(num_seqs, query_len, seq_len, cache_dtype=cache_dtype, **heads)
             step(64, 1, 131072, cache_dtype=cache_dtype, max_query_len=64, **heads)
+    for num_seqs, query_len, seq_len in ((1, 8192, 131072), (1, 171, 55339), (8, 1, 1048576), (8, 8, 50000)):
+        shared(num_seqs, query_len, seq_len)
 
 
 def fp8_products() -> None:
@@ -132,6 +147,7 @@ def small() -> None:
         for cache_dtype in (BF16, E4M3):
             write(100, cache_dtype=cache_dtype)
             for num_seqs, query_len, seq_len in ((2, 300, 3500), (3, 1, 5000), (2, 5, 4000), (1, 20, 90_000)):
+                shared(num_seqs, query_len, seq_len, cache_dtype=cache_dtype, ranks=3)
                 step(num_seqs, query_len, seq_len, cache_dtype=cache_dtype, **heads)
                 if cache_dtype == E4M3:
                     step(num_seqs, query_len, seq_len, cache_dtype=E4M3, index_q_dtype=E4M3, **heads)
