@@ -24,6 +24,7 @@ logger = logging.getLogger("sglang.msa_backend")
 NOT_SERVED = {
     "enable_lora": ("--enable-lora", "does not serve LoRA adapters yet"),
     "lora_paths": ("--lora-paths", "does not serve LoRA adapters yet"),
+    "enable_memory_saver": ("--enable-memory-saver", "does not give back its memory yet"),
     "enable_hisparse": ("--enable-hisparse", "does not keep K and V on the host yet"),
     "enable_hierarchical_cache": ("--enable-hierarchical-cache", "does not keep K and V on the host yet"),
     "enable_page_major_kv_layout": ("--enable-page-major-kv-layout", "reads token-major caches"),

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 logger = init_logger("vllm.msa_backend")
 
+ONE_RANK_OR_TENSOR_PARALLEL = {"pipeline_parallel_size": 1, "data_parallel_size": 1, "enable_expert_parallel": False}
+"""Other ways of using several ranks, and what leaves them out."""
 SWIGLU_ON_CPU = (1.702, 7.0)
 """Alpha and limit that vLLM's CPU expert kernel has built in."""
 
@@ -77,6 +79,8 @@ def _check_options(vllm_config: VllmConfig) -> None:
         raise refusals.page_size("--block-size", cache.block_size)
     if vllm_config.lora_config is not None:
         raise MSAError("--enable-lora is set, but msa-backend does not serve LoRA adapters yet; leave it out")
+    if vllm_config.model_config.enable_sleep_mode:
+        refusals.check_tested("--enable-sleep-mode is set", "servers that stay awake")
 
 
 def _check_parallelism(vllm_config: VllmConfig, config: M3Config) -> None:
@@ -85,6 +89,9 @@ def _check_parallelism(vllm_config: VllmConfig, config: M3Config) -> None:
     for option in ("decode_context_parallel_size", "prefill_context_parallel_size"):
         if (size := getattr(parallel, option, 1)) > 1:
             raise MSAError(f"{option} is {size}, but MSA does not support context parallelism yet; leave it at 1")
+    for name, left_out in ONE_RANK_OR_TENSOR_PARALLEL.items():
+        if (given := getattr(parallel, name)) != left_out:
+            refusals.check_tested(f"--{name.replace('_', '-')} is {given}", "tensor parallelism")
 
 
 def _check_device(vllm_config: VllmConfig, config: M3Config) -> None:

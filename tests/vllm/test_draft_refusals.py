@@ -122,7 +122,8 @@ def test_other_caches_than_the_target(model: Path):
     assert "kv_cache_dtype in --speculative-config is fp8" in message
 
 
-def test_pipeline_parallelism(model: Path):
+def test_pipeline_parallelism(model: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv(ALLOW_UNTESTED, "1")
     message = refusal(model, num_speculative_tokens=2, own={"pipeline_parallel_size": 2})
     assert "speculative method is mtp with --pipeline-parallel-size 2" in message
 

@@ -47,3 +47,11 @@ def test_a_longer_context_than_the_config_allows(tiny: Path):
 def test_a_list_of_another_length_than_the_layers(edited: Callable[..., Path]):
     """SGLang does not get this far: it asks `transformers` first, which refuses."""
     assert "num_hidden_layers is 5" in refusal(edited(lambda text: text.update(num_hidden_layers=5)))
+
+
+def test_sleep_mode_is_not_tested(tiny: Path, monkeypatch: pytest.MonkeyPatch):
+    """On a CPU vLLM refuses it first."""
+    from vllm.platforms import current_platform
+
+    monkeypatch.setattr(type(current_platform), "is_sleep_mode_available", lambda self: True)
+    assert "--enable-sleep-mode is set, but msa-backend is tested with" in refusal(tiny, enable_sleep_mode=True)

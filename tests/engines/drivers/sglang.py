@@ -136,6 +136,10 @@ prepare_server_args(["--model-path", "m", "--attention-backend", "msa"])
                 {"own": {"enable_lora": True, "max_lora_rank": 8, "lora_target_modules": ["q_proj"]}},
                 "--enable-lora is set, but msa-backend does not serve LoRA",
             ),
+            (
+                {"own": {"enable_memory_saver": True}},
+                "--enable-memory-saver is set, but msa-backend does not give back",
+            ),
             ({"ranks": 2, "own": {"attn_cp_size": 2}}, "--attn-cp-size is 2, but msa-backend does not support"),
         ),
         Can.ANY_CHUNK: Lack("it computes whole pages of 128 tokens"),

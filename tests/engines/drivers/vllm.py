@@ -125,7 +125,11 @@ print("MSA" in AttentionBackendEnum.__members__, served_by == "msa_backend.model
     ask_for_msa = 'from vllm.config import AttentionConfig; AttentionConfig(backend="msa")'
     unknown_backend = "Unknown attention backend: 'MSA'"
     lacks_anywhere = {
-        Can.PIPELINE_PARALLEL: Lack("written, not tested"),
+        Can.PIPELINE_PARALLEL: refused(
+            ({"own": {"pipeline_parallel_size": 2}}, "--pipeline-parallel-size is 2, but msa-backend is tested with"),
+            ({"ranks": 2, "own": {"enable_expert_parallel": True}}, "--enable-expert-parallel is True, but"),
+            ({"own": {"data_parallel_size": 2}}, "--data-parallel-size is 2, but msa-backend is tested with"),
+        ),
         Can.QUANTIZATION: refused(
             ({"own": {"quantization": "fp8"}}, "quantization is fp8, but on a CPU MSA serves unquantized weights")
         ),
