@@ -82,12 +82,7 @@ def test_chat_template_refuses_an_unknown_role(tokenizer: Any) -> None:
 
 def test_thinking_mode_leaves_the_prompt_inside_a_thought_or_behind_it(tokenizer: Any) -> None:
     chat = [{"role": "user", "content": "Sure?"}]
-    ends = {
-        "enabled": "]~b]ai\n<mm:think>",
-        "disabled": "]~b]ai\n</mm:think>",
-        "adaptive": "]~b]ai\n",
-        None: "]~b]ai\n",
-    }
+    ends = {"enabled": "<mm:think>", "disabled": "</mm:think>", "adaptive": "", None: ""}
     for mode, end in ends.items():
         said = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True, thinking_mode=mode)
         assert said == "]~!b[]~b]user\nSure?[e~[\n]~b]ai\n" + end
