@@ -113,17 +113,17 @@ def test_nothing_asked_nothing_changed(tokenizer: Any):
 
 FREE, STRICT = openai_tool("free", PARAMETERS), openai_tool("strict", PARAMETERS, strict=True)
 TWO = calls(("free", ARGUMENTS), ("strict", ARGUMENTS))
-WRONG = calls(("strict", {"city": "Paris", "days": ["x"]}))
+WRONG = calls(("strict", {"at": "Paris", "n": ["x"]}))
 NAMED = {"type": "function", "function": {"name": "strict"}}
 CALLS = [
     ("required", TWO, True),
     ("required", " text", False),
     ("required", " text" + TWO, False),
     ("required", TWO + " text", False),
-    ("required", calls(("free", {"days": ["x"]})), True),
+    ("required", calls(("free", {"n": ["x"]})), True),
     ("required", calls(("free", {})), True),
     ("required", WRONG, False),
-    ("required", calls(("strict", {"days": [1]})), False),
+    ("required", calls(("strict", {"n": [1]})), False),
     ("required", calls(("other", {})), False),
     ("required", calls(), False),
     (NAMED, calls(("strict", ARGUMENTS)), True),

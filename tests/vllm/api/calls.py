@@ -6,17 +6,21 @@ from typing import Any
 
 N = "]<]minimax[>["
 
+# Short names, as the tiny tokenizer spells them in bytes, and a word that it knows.
 PARAMETERS: dict[str, Any] = {
     "type": "object",
     "properties": {
-        "city": {"type": "string"},
-        "days": {"type": "array", "items": {"type": "integer"}},
-        "in": {"type": "object", "properties": {"unit": {"enum": ["C", "F"]}, "exact": {"type": "boolean"}}},
+        "at": {"type": "string"},
+        "n": {"type": "array", "items": {"type": "integer"}},
+        "o": {"type": "object", "properties": {"u": {"enum": ["C", "F"]}, "x": {"type": "boolean"}}},
     },
-    "required": ["city"],
+    "required": ["at"],
 }
-ARGUMENTS = {"city": "Paris", "days": [1, 2], "in": {"unit": "C", "exact": True}}
+ARGUMENTS = {"at": " castle", "n": [1, 2], "o": {"u": "C", "x": True}}
 """Nested as :data:`PARAMETERS` say."""
+
+FEW = {"at": " castle"}
+"""What they require."""
 
 ANSWER: dict[str, Any] = {"type": "object", "properties": {"yes": {"enum": ["y"]}}, "required": ["yes"]}
 """Leaves a model that does not want to say it no other words."""

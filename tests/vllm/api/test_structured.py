@@ -45,8 +45,10 @@ def ask(
     return thought, answer
 
 
-@pytest.mark.parametrize("messages", [ONE, THOUGHT_BEFORE], ids=["one", "thought before"])
-@pytest.mark.parametrize("effort", [None, "none", "high"])
+@pytest.mark.parametrize(
+    ("messages", "effort"),
+    [(ONE, None), (ONE, "none"), (ONE, "high"), (THOUGHT_BEFORE, None), (THOUGHT_BEFORE, "high")],
+)
 def test_json_from_the_first_token(openai: Any, script: Script, messages: Any, effort: str | None):
     """The model wants to chat, and after a thought, too."""
     says = (" cold is</mm:think>" if effort == "high" else "") + ' sugar{"yes": "y"}'
@@ -79,8 +81,7 @@ def test_regex(openai: Any, script: Script, effort: str | None):
     assert thought == (" so" if effort == "high" else "")
 
 
-@pytest.mark.parametrize("thinking", [None, {"type": "disabled"}, {"type": "adaptive"}])
-@pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.parametrize(("thinking", "streamed"), [(None, False), ({"type": "adaptive"}, False), (None, True)])
 def test_anthropic_output_config(anthropic: Any, script: Script, thinking: Any, streamed: bool):
     asked: dict[str, Any] = {
         "model": "m3",
