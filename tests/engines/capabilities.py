@@ -25,6 +25,7 @@ class Can(Enum):
     GPU_KERNELS = "fast GPU kernels"
     QUANTIZATION = "fp8 KV cache"
     IMAGES = "images and video"
+    CALLING = "thinking, tools"
     KV_TRANSFER = "KV transfer"
     LORA = "LoRA, context parallelism"
 

@@ -10,7 +10,7 @@ import pytest
 from ...engines.capabilities import Can, needs
 from .calls import ARGUMENTS, FEW, PARAMETERS, anthropic_tool, calls
 
-pytestmark = [pytest.mark.alone, needs(Can.SERVE_TEXT)]
+pytestmark = [pytest.mark.alone, needs(Can.CALLING)]
 
 Script = Callable[[str], dict[str, Any]]
 
