@@ -46,9 +46,16 @@ def _of_effort(effort: Any) -> str | None:
 _ASKED: dict[str, Callable[[dict[str, Any]], str | None]] = {
     "/v1/messages": _of_anthropic,
     "/v1/messages/count_tokens": _of_anthropic,
+    "/v1/messages/render": _of_anthropic,
     "/v1/chat/completions": _of_chat,
+    "/v1/chat/completions/batch": _of_chat,
+    "/v1/chat/completions/render": _of_chat,
     "/v1/responses": _of_responses,
+    "/v1/responses/render": _of_responses,
 }
+
+PATHS = frozenset(_ASKED)
+"""Of vLLM's server, behind which a chat template is rendered for a conversation."""
 
 
 def with_thinking_mode(path: str, body: Any) -> Any:
@@ -75,7 +82,7 @@ class ThinkingMode:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["method"] == "POST" and (path := _route(scope)) in _ASKED:
+        if scope["type"] == "http" and scope["method"] == "POST" and (path := _route(scope)) in PATHS:
             # Only once somebody reads it: this middleware is the outermost, and an API key is checked further in.
             receive = _Rewritten(path, receive)
         await self.app(scope, receive, send)

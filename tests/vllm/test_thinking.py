@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from msa_backend.vllm.thinking import ThinkingMode, with_thinking_mode
+from msa_backend.vllm.thinking import PATHS, ThinkingMode, with_thinking_mode
 
 MESSAGES, COUNT, CHAT, RESPONSES = (
     "/v1/messages",
@@ -37,6 +37,10 @@ ASKED = [
     (MESSAGES, {"chat_template_kwargs": {"thinking_mode": "adaptive"}}, "adaptive"),
     (CHAT, {"reasoning_effort": "none", "chat_template_kwargs": {"thinking_mode": "enabled"}}, "enabled"),
     ("/v1/completions", {"reasoning_effort": "high"}, None),
+    # What a request would be rendered as, and many at once.
+    (MESSAGES + "/render", {}, "disabled"),
+    (RESPONSES + "/render", {"reasoning": {"effort": "high"}}, "enabled"),
+    *[(CHAT + more, {"reasoning_effort": "high"}, "enabled") for more in ("/render", "/batch")],
 ]
 
 
@@ -88,6 +92,17 @@ def test_a_body_in_parts_is_rewritten(scope: dict[str, Any]):
     whole = json.dumps({"reasoning_effort": "high", "text": "\ud83d\ude00 \u00e9"}).encode()
     body = passed_on([whole[:7], whole[7:9], b"", whole[9:]], **scope)
     assert json.loads(body) == json.loads(whole) | {"chat_template_kwargs": {"thinking_mode": "enabled"}}
+
+
+def test_vllm_has_these_paths():
+    """So that a path which a later version renames does not pass unread."""
+    from vllm.entrypoints.anthropic import api_router as anthropic
+    from vllm.entrypoints.openai.chat_completion import api_router as chat
+    from vllm.entrypoints.openai.responses import api_router as responses
+    from vllm.entrypoints.scale_out.render import api_router as render
+
+    known = {route.path for module in (anthropic, chat, responses, render) for route in module.router.routes}
+    assert known >= PATHS
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b'{"model": "m3"}'])

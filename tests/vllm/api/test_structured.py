@@ -65,6 +65,13 @@ def test_a_thought_before_json_if_the_model_likes(openai: Any, script: Script, m
     assert ask(openai, messages, extra, response_format=JSON) == (" cold is", '{"yes": "y"}')
 
 
+def test_a_budget_ends_the_thought(openai: Any, script: Script):
+    """What follows it is bound as behind any thought."""
+    extra = script(' so it is so{"yes": "y"}') | {"thinking_token_budget": 2}
+    thought, answer = ask(openai, ONE, extra, response_format=JSON, reasoning_effort="high")
+    assert (thought, json.loads(answer)) == (" so it", {"yes": "y"})
+
+
 def test_disabled_is_no_thought(openai: Any, script: Script):
     extra = script('<mm:think> cold is</mm:think>{"yes": "y"}')
     thought, answer = ask(openai, ONE, extra, response_format=JSON, reasoning_effort="none")
