@@ -6,6 +6,9 @@ BACKEND_NAME = "MSA"
 SGLANG_BACKEND_NAME = BACKEND_NAME.lower()
 """The same in the case SGLang keeps names in, which is the only one it takes."""
 
+PARSER_NAME = "msa_minimax_m3"
+"""What ``--reasoning-parser`` and ``--tool-call-parser`` are given."""
+
 TEXT_ARCHITECTURE = "MiniMaxM3SparseForCausalLM"
 """Text only, in the original form."""
 

@@ -50,11 +50,13 @@ class Engine:
         title: how people call it.
         command: of the folder its environment keeps commands in: what starts it, before the name of the model.
         environment: what it needs beside `ENVIRONMENT`.
+        flags: what MiniMax-M3's thoughts and tools need, see docs/calling-m3.md; those of the user follow.
     """
 
     title: str
     command: Callable[[Path], list[str]]
     environment: dict[str, str]
+    flags: tuple[str, ...] = ()
 
 
 ENGINES = {
@@ -63,6 +65,12 @@ ENGINES = {
         lambda folder: [str(folder / "vllm"), "serve"],
         # GiB for the KV cache; vLLM's own default takes a share of all memory.
         {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1"},
+        (
+            *("--reasoning-parser", "msa_minimax_m3"),
+            *("--tool-call-parser", "msa_minimax_m3", "--enable-auto-tool-choice"),
+            *("--middleware", "msa_backend.vllm.thinking.ThinkingMode"),
+            "--enable-prompt-tokens-details",
+        ),
     ),
     "sglang": Engine(
         "SGLang",
@@ -99,7 +107,7 @@ class Server:
         command += ["--host", HOST, "--port", str(port), "--served-model-name", self.name]
         with LOG.open("wb") as log:
             self.process = subprocess.Popen(
-                [*command, *flags],
+                [*command, *engine.flags, *flags],
                 env={**ENVIRONMENT, **engine.environment, **os.environ},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -183,7 +191,8 @@ def ask(server: Server, question: str) -> Iterator[str]:
                 if "error" in event:
                     raise ServeError(f"The server broke off the answer: {event['error']}")
                 for choice in event["choices"]:
-                    yield choice["delta"].get("content") or ""
+                    delta = choice["delta"]
+                    yield delta.get("content") or delta.get("reasoning") or ""  # a random model may think
                     finished = choice["finish_reason"] or finished
     except urllib.error.HTTPError as error:
         raise ServeError(f"The server refused the question: {error}: {error.read().decode(errors='replace')}") from None

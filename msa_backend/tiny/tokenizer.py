@@ -5,48 +5,19 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from msa_backend.markers import NAMESPACE, ROLE, THINK_END, THINK_START
+from msa_backend.tiny.chat_template import CHAT_TEMPLATE
 from msa_backend.tiny.words import WORDS
 
-PAD, BOS, EOS, ROLE = "]!p~[", "]~!b[", "[e~[", "]~b]"
+PAD, BOS, EOS = "]!p~[", "]~!b[", "[e~["
 IMAGE, VIDEO = "]<]image[>[", "]<]video[>["
 
 # Markers that frame text: skipped when an answer is decoded for a reader.
 SPECIAL_TOKENS = (PAD, BOS, EOS, ROLE, IMAGE, VIDEO, "]<]start of image[>[", "]<]end of image[>[")
 # Markers a reasoning or tool parser has to find in the decoded answer.
-TEXT_MARKERS = ("<mm:think>", "</mm:think>", "]<]minimax[>[")
+TEXT_MARKERS = (THINK_START, THINK_END, NAMESPACE)
 
 NUM_BYTES = 256
-
-CHAT_TEMPLATE = """\
-{%- set names = {"system": "system", "user": "user", "assistant": "ai", "tool": "tool"} -%}
-{{- bos_token -}}
-{%- for message in messages -%}
-    {%- if message["role"] not in names -%}
-        {{- raise_exception("the role of a message is system, user, assistant or tool, not " ~ message["role"]) -}}
-    {%- endif -%}
-    {{- "]~b]" ~ names[message["role"]] ~ "\\n" -}}
-    {%- if message["reasoning_content"] -%}
-        {{- "<mm:think>" ~ message["reasoning_content"] ~ "</mm:think>" -}}
-    {%- endif -%}
-    {%- if message["content"] is string -%}
-        {{- message["content"] -}}
-    {%- elif message["content"] -%}
-        {%- for part in message["content"] -%}
-            {%- if part["type"] == "image" or part["type"] == "image_url" -%}
-                {{- "]<]image[>[" -}}
-            {%- elif part["type"] == "video" or part["type"] == "video_url" -%}
-                {{- "]<]video[>[" -}}
-            {%- else -%}
-                {{- part["text"] -}}
-            {%- endif -%}
-        {%- endfor -%}
-    {%- endif -%}
-    {{- eos_token ~ "\\n" -}}
-{%- endfor -%}
-{%- if add_generation_prompt -%}
-    {{- "]~b]ai\\n" -}}
-{%- endif -%}
-"""
 
 
 def word_token_ids() -> range:

@@ -1,4 +1,4 @@
-"""Tell vLLM of the backend, the model classes and the start-up check."""
+"""Tell vLLM of the backend, the model classes, the parsers of answers and the start-up check."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ from transformers import AutoConfig
 from vllm.logger import init_logger
 from vllm.model_executor.models import ModelRegistry
 from vllm.model_executor.models.config import MODELS_CONFIG_MAP, VerifyAndUpdateConfig
+from vllm.reasoning import ReasoningParserManager
+from vllm.tool_parsers import ToolParserManager
 from vllm.transformers_utils.configs.minimax_m3 import MiniMaxM3TextConfig
 from vllm.v1.attention.backends.registry import AttentionBackendEnum, register_backend
 
-from msa_backend.names import BACKEND_NAME, IMAGE_ARCHITECTURE
+from msa_backend.names import BACKEND_NAME, IMAGE_ARCHITECTURE, PARSER_NAME
 from msa_backend.patches import vllm_backend_name, vllm_refuse_other_models, vllm_speculative_config
 from msa_backend.versions import is_supported, supported_range
 
@@ -26,6 +28,8 @@ MODEL_CLASS = "msa_backend.model.vllm.causal_lm:MiniMaxM3ForCausalLM"
 IMAGE_MODEL_CLASS = "msa_backend.model.vllm.multimodal:MiniMaxM3ForConditionalGeneration"
 DRAFT_ARCHITECTURE = "MiniMaxM3MTP"
 DRAFT_CLASS = "msa_backend.model.vllm.mtp:MiniMaxM3MTP"
+REASONING_PARSER = ("msa_backend.vllm.reasoning_parser", "MSAReasoningParser")
+TOOL_PARSER = ("msa_backend.vllm.tool_parser", "MSAToolParser")
 
 
 def register(architectures: Iterable[str], entry_point: Callable[[], None]) -> None:
@@ -52,6 +56,8 @@ def register(architectures: Iterable[str], entry_point: Callable[[], None]) -> N
             MODELS_CONFIG_MAP.get(architecture, VerifyAndUpdateConfig)
         )
     ModelRegistry.register_model(DRAFT_ARCHITECTURE, DRAFT_CLASS)
+    ReasoningParserManager.register_lazy_module(PARSER_NAME, *REASONING_PARSER)
+    ToolParserManager.register_lazy_module(PARSER_NAME, *TOOL_PARSER)
     vllm_refuse_other_models.PATCH.apply(frozenset(architectures))
     vllm_speculative_config.PATCH.apply(frozenset(architectures), _check_drafts)
 

@@ -26,6 +26,7 @@ class Can(Enum):
     FP8_CACHES = "fp8 KV cache"
     QUANTIZATION = "quantized weights"
     IMAGES = "images and video"
+    CALLING = "thinking, tools"
     KV_TRANSFER = "KV transfer"
     LORA = "LoRA, context parallelism"
 

@@ -78,3 +78,32 @@ def test_chat_template(tokenizer: Any) -> None:
 def test_chat_template_refuses_an_unknown_role(tokenizer: Any) -> None:
     with pytest.raises(Exception, match="system, user, assistant or tool, not robot"):
         tokenizer.apply_chat_template([{"role": "robot", "content": "beep"}], tokenize=False)
+
+
+def test_thinking_mode_leaves_the_prompt_inside_a_thought_or_behind_it(tokenizer: Any) -> None:
+    chat = [{"role": "user", "content": "Sure?"}]
+    ends = {"enabled": "<mm:think>", "disabled": "</mm:think>", "adaptive": "", None: ""}
+    for mode, end in ends.items():
+        said = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True, thinking_mode=mode)
+        assert said == "]~!b[]~b]user\nSure?[e~[\n]~b]ai\n" + end
+    with pytest.raises(Exception, match="thinking_mode is enabled, disabled or adaptive, not on"):
+        tokenizer.apply_chat_template(chat, tokenize=False, thinking_mode="on")
+
+
+def test_tools_their_calls_and_their_results(tokenizer: Any) -> None:
+    arguments = {"city": "Paris", "days": [1, 2], "in": {"unit": "C", "exact": True}}
+    chat = [
+        {"role": "user", "content": "Warm?"},
+        {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f", "arguments": arguments}}]},
+        {"role": "tool", "content": "22"},
+    ]
+    n = "]<]minimax[>["
+    call = (
+        f'{n}<tool_call>\n{n}<invoke name="f">{n}<city>Paris{n}</city>{n}<days>{n}<item>1{n}</item>{n}<item>2{n}</item>'
+        f"{n}</days>{n}<in>{n}<unit>C{n}</unit>{n}<exact>true{n}</exact>{n}</in>{n}</invoke>\n{n}</tool_call>"
+    )
+    said = f"]~b]user\nWarm?[e~[\n]~b]ai\n{call}[e~[\n]~b]tool\n22[e~[\n"
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    offered = ']~!b[]~b]system\nTools:\n{"type": "function", "function": {"name": "f"}}\n[e~[\n'
+    assert tokenizer.apply_chat_template(chat, tokenize=False, tools=tools) == offered + said
+    assert tokenizer.apply_chat_template(chat, tokenize=False) == "]~!b[" + said

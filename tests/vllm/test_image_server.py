@@ -107,6 +107,23 @@ def test_anthropic_is_the_same(server: EngineServer):
     assert ask_anthropic(server, source) == ask(server, data_url(png(1)))
 
 
+def test_a_tools_result_may_be_an_image(server: EngineServer):
+    """Over the Anthropic protocol, where the answer is to this image."""
+
+    def ask_about(seed: int) -> str:
+        source = {"type": "base64", "media_type": "image/png", "data": base64.b64encode(png(seed)).decode()}
+        result = {"type": "tool_result", "tool_use_id": "1", "content": [{"type": "image", "source": source}]}
+        messages: Any = [
+            {"role": "user", "content": QUESTION},
+            {"role": "assistant", "content": [{"type": "tool_use", "id": "1", "name": "look", "input": {"at": "it"}}]},
+            {"role": "user", "content": [result]},
+        ]
+        return server.http.post("/v1/messages", server.body(messages=messages, max_tokens=16))["content"][0]["text"]
+
+    one, other = ask_about(1), ask_about(2)
+    assert one != other
+
+
 def test_the_answer_is_to_the_video(server: EngineServer, tmp_path: Path):
     said = [ask(server, data_url(mp4(frames, tmp_path), "video/mp4"), kind="video") for frames in (3, 5, 3)]
     assert said[0] == said[2] != said[1]

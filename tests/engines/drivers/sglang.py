@@ -110,6 +110,7 @@ prepare_server_args(["--model-path", "m", "--attention-backend", "msa"])
 """
     unknown_backend = "invalid choice: 'msa'"
     lacks_anywhere = {
+        Can.CALLING: Lack("not tested"),
         Can.DRAFTS: refused(
             ({"own": {"speculative_algorithm": "NGRAM"}}, "--speculative-algorithm is NGRAM, but msa-backend"),
             ({"own": {"speculative_algorithm": "EAGLE"}}, "--speculative-algorithm is EAGLE, but msa-backend"),

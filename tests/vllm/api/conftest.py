@@ -1,0 +1,61 @@
+"""One server for the official clients, whose answers are scripted."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from msa_backend.names import PARSER_NAME
+
+from ...engines.drivers import DRIVER
+from ...engines.drivers.running import EngineServer
+
+FLAGS = {
+    "reasoning_parser": PARSER_NAME,
+    "tool_call_parser": PARSER_NAME,
+    "enable_auto_tool_choice": True,
+    "middleware": "msa_backend.vllm.thinking.ThinkingMode",
+    "logits_processors": "scripted:Script",
+}
+
+
+@pytest.fixture(scope="package")
+def server(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[EngineServer]:
+    # A folder of its own: beside this file are modules with the names of packages.
+    folder = tmp_path_factory.mktemp("modules")
+    shutil.copy(Path(__file__).with_name("scripted.py"), folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(folder), prepend=":")
+        with DRIVER.server(tiny, context=4096, prefix_caching=True, own=FLAGS) as running:
+            yield running
+
+
+@pytest.fixture(scope="package")
+def script(tiny: Path) -> Callable[[str], dict[str, Any]]:
+    """Extra fields of a request whose answer is to be a text."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny, local_files_only=True)
+
+    def scripted(text: str) -> dict[str, Any]:
+        return {"vllm_xargs": {"script": [*tokenizer.encode(text), tokenizer.eos_token_id]}}
+
+    return scripted
+
+
+@pytest.fixture(scope="package")
+def openai(server: EngineServer) -> Any:
+    from openai import OpenAI
+
+    return OpenAI(base_url=f"{server.http.url}/v1", api_key="none", max_retries=0)
+
+
+@pytest.fixture(scope="package")
+def anthropic(server: EngineServer) -> Any:
+    from anthropic import Anthropic
+
+    return Anthropic(base_url=server.http.url, api_key="none", max_retries=0)
