@@ -24,12 +24,22 @@ FLAGS = {
 
 
 @pytest.fixture(scope="package")
-def server(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[EngineServer]:
+def calls_out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where it is noted whom the server tried to reach; beside the modules that are put into its processes."""
     # A folder of its own: beside this file are modules with the names of packages.
     folder = tmp_path_factory.mktemp("modules")
     shutil.copy(Path(__file__).with_name("scripted.py"), folder)
+    shutil.copy(Path(__file__).with_name("shut_in.py"), folder / "sitecustomize.py")
+    notes = folder / "calls"
+    notes.touch()
+    return notes
+
+
+@pytest.fixture(scope="package")
+def server(tiny: Path, calls_out: Path) -> Iterator[EngineServer]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(folder), prepend=":")
+        patch.setenv("PYTHONPATH", str(calls_out.parent), prepend=":")
+        patch.setenv("MSA_TEST_CALLS", str(calls_out))
         with DRIVER.server(tiny, context=4096, prefix_caching=True, own=FLAGS) as running:
             yield running
 
