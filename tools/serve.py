@@ -69,6 +69,7 @@ ENGINES = {
             *("--reasoning-parser", "msa_minimax_m3"),
             *("--tool-call-parser", "msa_minimax_m3", "--enable-auto-tool-choice"),
             *("--middleware", "msa_backend.vllm.thinking.ThinkingMode"),
+            *("--middleware", "msa_backend.vllm.anthropic_errors.AnthropicErrors"),
             "--enable-prompt-tokens-details",
         ),
     ),

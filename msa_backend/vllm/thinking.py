@@ -9,14 +9,12 @@ and forgets on the way whether ``thinking`` was given at all. So the request is 
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Callable
 from typing import Any
 
-ENABLED, DISABLED = "enabled", "disabled"
+from .asgi import App, Message, Receive, Scope, Send
 
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+ENABLED, DISABLED = "enabled", "disabled"
 
 
 def _of_anthropic(body: dict[str, Any]) -> str | None:
@@ -78,7 +76,7 @@ def with_thinking_mode(path: str, body: Any) -> Any:
 class ThinkingMode:
     """ASGI middleware that rewrites the requests which :func:`with_thinking_mode` knows."""
 
-    def __init__(self, app: Callable[[Scope, Receive, Send], Awaitable[None]]) -> None:
+    def __init__(self, app: App) -> None:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -105,7 +103,7 @@ class _Rewritten:
         self.receive = receive
         self.is_read = False
 
-    async def __call__(self) -> MutableMapping[str, Any]:
+    async def __call__(self) -> Message:
         if self.is_read:
             return await self.receive()
         parts = []

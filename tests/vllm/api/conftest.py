@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from msa_backend.names import PARSER_NAME
+from msa_backend.vllm import limits
 
 from ...engines.drivers import DRIVER
 from ...engines.drivers.running import EngineServer
@@ -18,7 +19,11 @@ FLAGS = {
     "reasoning_parser": PARSER_NAME,
     "tool_call_parser": PARSER_NAME,
     "enable_auto_tool_choice": True,
-    "middleware": "msa_backend.vllm.thinking.ThinkingMode",
+    "middleware": [
+        "msa_backend.vllm.thinking.ThinkingMode",
+        "msa_backend.vllm.request_limit.RequestLimit",
+        "msa_backend.vllm.anthropic_errors.AnthropicErrors",
+    ],
     "logits_processors": "scripted:Script",
 }
 
@@ -40,6 +45,7 @@ def server(tiny: Path, calls_out: Path) -> Iterator[EngineServer]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(calls_out.parent), prepend=":")
         patch.setenv("MSA_TEST_CALLS", str(calls_out))
+        patch.setenv(limits.REQUEST, "1")
         with DRIVER.server(tiny, context=4096, prefix_caching=True, own=FLAGS) as running:
             yield running
 

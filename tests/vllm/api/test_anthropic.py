@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from ...engines.capabilities import Can, needs
+from ...engines.drivers.running import EngineServer
 from .calls import ARGUMENTS, FEW, PARAMETERS, anthropic_tool, calls
 
 pytestmark = [pytest.mark.alone, needs(Can.CALLING)]
@@ -171,21 +172,49 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     "a budget that is too small": ({"thinking": {"type": "enabled", "budget_tokens": 3}}, "1024"),
     "too long": ({"messages": [{"role": "user", "content": " warm" * 5000}]}, "4096"),
     "an unknown thinking": ({"thinking": {"type": "on"}}, "thinking"),
+    "a document, which is no block of vLLM's": (
+        {"messages": [{"role": "user", "content": [{"type": "document"}]}]},
+        "document|type",
+    ),
+    "no tokens": ({"max_tokens": 0}, "max_tokens"),
 }
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_errors(anthropic: Any, script: Script, mistake: str):
+    """Of Anthropic's form, also where vLLM answers in OpenAI's."""
     from anthropic import BadRequestError
 
     options, says = MISTAKES[mistake]
-    with pytest.raises(BadRequestError, match=says):
+    with pytest.raises(BadRequestError, match=says) as refused:
         create(anthropic, script(" yes"), **options)
+    assert error_type(refused.value) == "invalid_request_error"
     assert said(create(anthropic, script(" yes"))) == [" yes"]
 
 
 def test_an_unknown_model(anthropic: Any):
     from anthropic import NotFoundError
 
-    with pytest.raises(NotFoundError, match="m4"):
+    with pytest.raises(NotFoundError, match="m4") as refused:
         create(anthropic, {}, model="m4")
+    assert error_type(refused.value) == "not_found_error"
+
+
+def test_a_request_over_the_limit(anthropic: Any, openai: Any, script: Script):
+    """One MB here."""
+    from anthropic import APIStatusError
+    from openai import APIStatusError as OpenAIStatusError
+
+    messages = [{"role": "user", "content": "x" * 1_100_000}]
+    says = "the request is 1.0 MB, but this server takes 1 MB at most"
+    with pytest.raises(APIStatusError, match=says) as refused:
+        create(anthropic, {}, messages=messages)
+    assert (refused.value.status_code, error_type(refused.value)) == (413, "request_too_large")
+    with pytest.raises(OpenAIStatusError, match=says):
+        openai.chat.completions.create(model=EngineServer.MODEL, messages=messages, max_tokens=3)
+    assert said(create(anthropic, script(" yes"))) == [" yes"]
+
+
+def error_type(error: Any) -> str:
+    assert error.body["type"] == "error"
+    return error.body["error"]["type"]
