@@ -48,6 +48,11 @@ class Batch:
         """``[num_seqs]`` int32, tokens before the new ones; meaningless for padding."""
         return self.seq_lens - (self.cu_seqlens_q[1:] - self.cu_seqlens_q[:-1])
 
+    def forget_lengths(self) -> None:
+        """Work everything out anew: the numbers in ``seq_lens`` or ``block_table`` have changed in place."""
+        self.kept.clear()
+        self.__dict__.pop("context_lens", None)
+
 
 @dataclass(frozen=True)
 class Part:

@@ -45,6 +45,8 @@ class MSAMetadataBuilder(AttentionMetadataBuilder[MSAMetadata]):
         super().__init__(kv_cache_spec, layer_names, vllm_config, device)
         # Short sequences come first, so that a step cuts in two.
         self._init_reorder_batch_threshold(1, supports_spec_as_decode=True)
+        # Then the steps of a draft are one CUDA graph. The torch path waits for lengths, so it can be in none.
+        self.supports_draft_decode_metadata_update = choose(device).is_triton
 
     @classmethod
     def get_cudagraph_support(cls, vllm_config: VllmConfig, kv_cache_spec: KVCacheSpec) -> AttentionCGSupport:
@@ -74,6 +76,11 @@ class MSAMetadataBuilder(AttentionMetadataBuilder[MSAMetadata]):
         # What vLLM records is a stand-in; the graph has to serve any step within its bounds.
         return self._whole(common_attn_metadata)
 
+    def update_draft_decode_metadata(self, metadata: MSAMetadata) -> None:
+        """The lengths that ``metadata`` refers to have changed in place: the next layer plans the step anew."""
+        for part in metadata.step.parts:
+            part.batch.forget_lengths()
+
     @staticmethod
     def _whole(common: CommonAttentionMetadata) -> MSAMetadata:
         step = whole(
@@ -91,6 +98,7 @@ class IndexKeyMetadataBuilder(AttentionMetadataBuilder[AttentionMetadata]):
     """Builds nothing: the layer that owns the index keys takes everything from the metadata of its K/V cache."""
 
     _cudagraph_support: ClassVar[AttentionCGSupport] = AttentionCGSupport.ALWAYS
+    supports_draft_decode_metadata_update = True
 
     def __init__(
         self, kv_cache_spec: KVCacheSpec, layer_names: list[str], vllm_config: VllmConfig, device: torch.device
@@ -101,3 +109,6 @@ class IndexKeyMetadataBuilder(AttentionMetadataBuilder[AttentionMetadata]):
         self, common_prefix_len: int, common_attn_metadata: CommonAttentionMetadata, fast_build: bool = False
     ) -> AttentionMetadata:
         return AttentionMetadata()
+
+    def update_draft_decode_metadata(self, metadata: AttentionMetadata) -> None:
+        pass

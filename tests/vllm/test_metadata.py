@@ -68,6 +68,28 @@ def test_a_short_step_is_taken_as_it_is(query_lens: list[int], seq_lens: list[in
     assert metadata.slot_mapping is common.slot_mapping
 
 
+def test_a_draft_goes_on_by_the_same_description():
+    """vLLM draws all steps of a draft into one graph: between them lengths change in place, and it says so."""
+    common = common_metadata([1, 1], [48, 30])
+    metadata = builder().build(0, common)
+    (part,) = metadata.step.parts
+    part.batch.kept["plan"] = "of the first step"
+    assert part.batch.context_lens.tolist() == [47, 29]
+    common.seq_lens += 1
+    builder().update_draft_decode_metadata(metadata)
+    assert not part.batch.kept
+    assert part.batch.context_lens.tolist() == [48, 30]
+
+
+def test_a_draft_is_one_graph_on_a_gpu_alone(monkeypatch: pytest.MonkeyPatch):
+    from msa_backend.vllm import metadata
+
+    assert not builder().supports_draft_decode_metadata_update
+    monkeypatch.setattr(metadata, "choose", lambda device: SimpleNamespace(is_triton=True))
+    assert builder().supports_draft_decode_metadata_update
+    assert metadata.IndexKeyMetadataBuilder.supports_draft_decode_metadata_update
+
+
 def test_drafts_change_lengths_in_place():
     """vLLM's drafting proposer does, between two steps that one description serves; what was worked out before must
     not stay."""
