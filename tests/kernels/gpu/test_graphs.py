@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from msa_backend.kernels import api
+from msa_backend.kernels.batch import Batch
 from msa_backend.kernels.caches import LayerCaches
 from msa_backend.kernels.selection import Selection
 
@@ -130,3 +131,33 @@ def test_replayed_with_other_batches(kind: str, dtype: torch.dtype):
         assert (out[: case.num_live_tokens][~seen] == 0).all()
         expected, weighed = blocked.attention(case.to("cuda"), live[seen], block_ids)
         assert_attention(out[live[seen]], expected, case, weighed)
+
+
+def test_lengths_that_change_within_a_graph():
+    """As those of a draft do, whose steps vLLM records one after another: each is planned by lengths of its own."""
+    rows = [Row.of(1, 500), Row.of(1, 2500), Row.of(1, 126), Row(1, 0, 0)]
+    fixed = room_for(4, 4, 1, torch.bfloat16)
+    case = make_case(rows, num_kv_heads=2, group=16, dim=128, dtype=torch.bfloat16)
+    fill(fixed, case.to("cuda"))
+    one, other = torch.empty_like(fixed.q), torch.empty_like(fixed.q)
+    alive = fixed.batch.seq_lens > 0
+
+    def two_steps(batch: Batch) -> None:
+        for out in (one, other):
+            api.attend(fixed.q, fixed.index_q, fixed.caches, batch, SELECTION, fixed.scale, out)
+            batch.seq_lens.sub_(alive.int() * 129)
+            batch.forget_lengths()
+
+    two_steps(replace(fixed.batch))  # compiles
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        two_steps(replace(fixed.batch))
+    fill(fixed, case.to("cuda"))
+    graph.replay()
+    for out in (one, other):
+        fill(fixed, case.to("cuda"))
+        if out is other:
+            fixed.batch.seq_lens.sub_(alive.int() * 129)
+        alone = api.attend(fixed.q, fixed.index_q, fixed.caches, replace(fixed.batch), SELECTION, fixed.scale)
+        assert torch.equal(out, alone)
+    assert not torch.equal(one, other)
