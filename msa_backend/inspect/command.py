@@ -127,6 +127,9 @@ def _config(model: Path) -> M3Config:
     kind = str(raw.get("model_type"))
     if not kind.startswith("minimax_m3"):
         raise InspectError(f"{model} is a model of type {kind}, not MiniMax-M3; pass the folder of a MiniMax-M3")
+    if "text_config" not in raw:
+        # transformers would take its defaults for what is missing: a model of the released size.
+        raise InspectError(f"{model} holds the text model alone, which transformers does not load; pass a whole one")
     config = M3Config.from_text_config(text_section(raw))
     if config.msa.init_blocks:
         raise InspectError(

@@ -53,24 +53,20 @@ Observe = Callable[[int, Seen], None]
 
 
 def load(model: Path, dtype: str, device: torch.device) -> Any:
-    """The text model of a checkpoint, in any form that ``transformers`` loads.
+    """The text model of a whole checkpoint, in any form that ``transformers`` loads.
 
     Raises:
         InspectError: ``transformers`` has no MiniMax-M3, or the checkpoint does not fit it.
     """
     try:
-        from transformers import AttentionInterface, AutoConfig
-        from transformers.models.minimax_m3_vl import modeling_minimax_m3_vl as modeling
+        from transformers import AttentionInterface, MiniMaxM3SparseForConditionalGeneration
     except ImportError as error:
         raise InspectError(
             f"inspecting needs transformers {MINIMUM_TRANSFORMERS} or newer, with MiniMax-M3 ({error}); install it"
         ) from None
     AttentionInterface.register(ATTENTION, _attention)
     try:
-        config = AutoConfig.from_pretrained(model, local_files_only=True)
-        whole = hasattr(config, "text_config")
-        kind = modeling.MiniMaxM3SparseForConditionalGeneration if whole else modeling.MiniMaxM3VLForCausalLM
-        loaded, info = kind.from_pretrained(
+        loaded, info = MiniMaxM3SparseForConditionalGeneration.from_pretrained(
             model, dtype=dtype, attn_implementation=ATTENTION, local_files_only=True, output_loading_info=True
         )
     except (OSError, ValueError, RuntimeError, ImportError) as error:
