@@ -45,6 +45,7 @@ class Measures:
     Attributes:
         means: by layer and name.
         maps: by layer.
+        chosen: by layer, ``[num_kv_heads, n, topk]`` int32 of the measured queries of each chunk.
         shared: ``[num_kv_heads, layers, layers]`` fp64: blocks that a query chose in both, as a share of top-k.
     """
 
@@ -55,7 +56,7 @@ class Measures:
         self.queries = torch.tensor(plan.queries)
         self._last = set(plan.queries[-NEIGHBOURS:])
         self._in_both = torch.zeros(num_kv_heads, len(plan.layers), len(plan.layers), dtype=torch.float64)
-        self._chosen: list[Tensor] = []
+        self.chosen: dict[int, list[Tensor]] = {layer: [] for layer in plan.layers}
 
     def observe(self, layer: int, seen: Seen) -> None:
         """Take a chunk of one layer, as :data:`.forward.Observe`."""
@@ -76,7 +77,9 @@ class Measures:
             self._add_choice(layer, rows, chosen[:, tile])
         neighbours = distinct(chosen.unflatten(1, (-1, NEIGHBOURS)).flatten(2))
         self.means.add((layer, "distinct"), neighbours)
-        self._add_to_layers(layer, chosen)
+        self.chosen[layer].append(chosen.cpu())
+        if layer == self.plan.layers[-1]:
+            self._compare_layers()
 
     @property
     def shared(self) -> Tensor:
@@ -107,13 +110,9 @@ class Measures:
                 self.means.add((layer, "mass", place, when), mass[:, which])
                 self.means.add((layer, "chosen", place, when), taken[:, which])
 
-    def _add_to_layers(self, layer: int, chosen: Tensor) -> None:
-        """Once the last layer has chosen, compare the chunk's choices of all."""
-        self._chosen.append(chosen.cpu())
-        if layer != self.plan.layers[-1]:
-            return
-        ids = torch.stack(self._chosen, 1).long()  # [num_kv_heads, layers, n, topk]
-        self._chosen.clear()
+    def _compare_layers(self) -> None:
+        """The choices of all layers in the newest chunk."""
+        ids = torch.stack([of_layer[-1] for of_layer in self.chosen.values()], 1).long()
         hot = torch.zeros(*ids.shape[:-1], int(ids.max()) + 1).scatter_(-1, ids, 1.0).flatten(2)
         self._in_both += torch.bmm(hot, hot.mT)
 

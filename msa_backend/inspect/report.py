@@ -6,6 +6,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from msa_backend.bench.locality import NEIGHBOURS
 from msa_backend.probe.report import SHADES
 
@@ -18,7 +20,7 @@ LINES_PER_ROW = 2
 
 
 def result(measures: Measures) -> dict[str, Any]:
-    """All that was measured, as JSON can hold it; None where no query token was asked."""
+    """All that was measured, as JSON can hold it; None where no query token was asked. docs/inspect.md has the keys."""
     plan, means, shared = measures.plan, measures.means, measures.shared
 
     def of_place(layer: int, group: int, kind: str, when: str) -> dict[str, float | None]:
@@ -41,6 +43,7 @@ def result(measures: Measures) -> dict[str, Any]:
                 | {name: means.get((layer, "sweep", size, topk, name), group) for name in SELECTORS}
                 for size, topk in settings
             ],
+            "blocks": torch.cat(measures.chosen[layer], 1)[group].tolist(),
             "map": [[round(share, 4) for share in row] for row in measures.maps[layer].shares()[group].tolist()],
         }
 
@@ -50,7 +53,7 @@ def result(measures: Measures) -> dict[str, Any]:
         "topk": plan.selection.topk,
         "local_blocks": plan.selection.local_blocks,
         "target": plan.target,
-        "queries": len(plan.queries),
+        "queries": plan.queries,
         "neighbours": NEIGHBOURS,
         "bin_blocks": measures.maps[plan.layers[0]].bin_blocks,
         "groups": [
@@ -101,7 +104,7 @@ def picture(shares: list[list[float]]) -> Iterator[str]:
 
 
 def recall_table(found: dict[str, Any]) -> Iterator[str]:
-    topk, queries, groups = found["topk"], found["queries"], found["groups"]
+    topk, queries, groups = found["topk"], len(found["queries"]), found["groups"]
     distinct, layers = f"of {NEIGHBOURS * topk}", list(dict.fromkeys(str(group["layer"]) for group in groups))
     yield f"Share of dense attention in {topk} blocks, %, mean of {queries:,} queries that see more blocks than that;"
     yield f"distinct blocks of {NEIGHBOURS} consecutive tokens; % of blocks that the next sparse layer selects too"

@@ -81,9 +81,8 @@ def by_block(rows: Rows, block_size: int) -> Blocks:
 
 
 def captured(mass: Tensor, block_ids: Tensor) -> Tensor:
-    """``[num_kv_heads, n]``: of ``[num_kv_heads, n, num_blocks]``, what lies in the blocks of
-    ``[num_kv_heads, n, any]``; -1 is none."""
-    return mass.gather(-1, block_ids.clamp(min=0).long()).masked_fill(block_ids < 0, 0).sum(-1)
+    """``[num_kv_heads, n]``: of ``[num_kv_heads, n, num_blocks]``, what is in the blocks ``[num_kv_heads, n, any]``."""
+    return mass.gather(-1, block_ids.long()).sum(-1)
 
 
 def recalls(rows: Rows, blocks: Blocks, block_size: int, selection: Selection) -> dict[str, Tensor]:

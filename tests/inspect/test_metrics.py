@@ -77,6 +77,12 @@ def test_every_layer_and_group_in_order(found: list[dict[str, Any]]):
     assert [(entry["layer"], entry["group"]) for entry in found] == [(n, g) for n in LAYERS for g in range(GROUPS)]
 
 
+def test_the_blocks_themselves(found: list[dict[str, Any]]):
+    for entry in found:
+        chosen = CHOSEN[entry["layer"]][entry["group"]]
+        assert entry["blocks"] == [sorted(chosen[t]) for t in QUERIES]
+
+
 @pytest.mark.parametrize("selector", SELECTORS)
 def test_recall(selector: str, found: list[dict[str, Any]]):
     for entry in found:
