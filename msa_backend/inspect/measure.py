@@ -75,11 +75,18 @@ class Measures:
             rows = read_rows(seen, k, index_k, at[tile], measured[tile])
             self._add_recalls(layer, rows)
             self._add_choice(layer, rows, chosen[:, tile])
-        neighbours = distinct(chosen.unflatten(1, (-1, NEIGHBOURS)).flatten(2))
-        self.means.add((layer, "distinct"), neighbours)
         self.chosen[layer].append(chosen.cpu())
         if layer == self.plan.layers[-1]:
             self._compare_layers()
+
+    def blocks(self, layer: int) -> Tensor:
+        """``[num_kv_heads, n, topk]`` int32 that the measured queries chose."""
+        return torch.cat(self.chosen[layer], 1)
+
+    def distinct(self, layer: int) -> list[float]:
+        """By KV head, how many different blocks four neighbours chose together, on average."""
+        groups = self.blocks(layer).unflatten(1, (-1, NEIGHBOURS)).flatten(2)
+        return distinct(groups).double().mean(1).tolist()
 
     @property
     def shared(self) -> Tensor:

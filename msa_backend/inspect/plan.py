@@ -21,7 +21,7 @@ class Plan:
         block_size, selection: of the model.
         target: tokens to look for, as first and end; None for none.
         queries: positions of the query tokens whose dense attention is computed, ascending: whole groups of four
-            neighbours, each beginning at a multiple of four.
+            neighbours, the last at the end of the prompt.
         sweep: block sizes and selections to compare.
     """
 
@@ -62,8 +62,8 @@ def sample(num_tokens: int, block_size: int, selection: Selection, wanted: int) 
     Raises:
         InspectError: there is no such group of four.
     """
-    first = selection.topk * block_size
-    begin, end = -(-first // NEIGHBOURS), num_tokens // NEIGHBOURS
+    first, offset = selection.topk * block_size, num_tokens % NEIGHBOURS
+    begin, end = -((offset - first) // NEIGHBOURS), num_tokens // NEIGHBOURS
     if begin >= end:
         raise InspectError(
             f"the prompt has {num_tokens:,} tokens, of which the first {first:,} select every block they see "
@@ -72,4 +72,4 @@ def sample(num_tokens: int, block_size: int, selection: Selection, wanted: int) 
         )
     count = min(end - begin, max(1, wanted // NEIGHBOURS))
     groups = sorted({end - 1 - i * (end - begin) // count for i in range(count)})
-    return tuple(group * NEIGHBOURS + i for group in groups for i in range(NEIGHBOURS))
+    return tuple(offset + group * NEIGHBOURS + i for group in groups for i in range(NEIGHBOURS))

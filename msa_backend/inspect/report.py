@@ -6,8 +6,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from msa_backend.bench.locality import NEIGHBOURS
 from msa_backend.probe.report import SHADES
 
@@ -32,7 +30,7 @@ def result(measures: Measures) -> dict[str, Any]:
             "layer": layer,
             "group": group,
             "recall": {name: means.get((layer, "recall", name), group) for name in SELECTORS},
-            "distinct": means.get((layer, "distinct"), group),
+            "distinct": measures.distinct(layer)[group],
             "mass": of_place(layer, group, "mass", "all"),
             "chosen": of_place(layer, group, "chosen", "all"),
             "mass_last": of_place(layer, group, "mass", "last"),
@@ -43,7 +41,7 @@ def result(measures: Measures) -> dict[str, Any]:
                 | {name: means.get((layer, "sweep", size, topk, name), group) for name in SELECTORS}
                 for size, topk in settings
             ],
-            "blocks": torch.cat(measures.chosen[layer], 1)[group].tolist(),
+            "blocks": measures.blocks(layer)[group].tolist(),
             "map": [[round(share, 4) for share in row] for row in measures.maps[layer].shares()[group].tolist()],
         }
 

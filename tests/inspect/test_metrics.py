@@ -65,12 +65,13 @@ def near(value: float) -> Any:
 
 def test_queries_are_groups_of_four_that_select():
     assert len(QUERIES) == 24
-    assert QUERIES[-1] == TOKENS // 4 * 4 - 1
-    assert all(first % 4 == 0 and QUERIES[i * 4 : i * 4 + 4] == tuple(range(first, first + 4))
-               for i, first in enumerate(QUERIES[::4]))  # fmt: skip
-    assert QUERIES[0] >= TOPK * BLOCK
-    assert QUERIES[0] // BLOCK < 6  # and they reach to the front
-    assert sample(TOKENS, BLOCK, SELECTION, 10_000) == tuple(range(48, 200))
+    assert QUERIES[-1] == TOKENS - 1
+    for first in QUERIES[::4]:
+        assert first % 4 == TOKENS % 4
+        assert {*range(first, first + 4)} <= {*QUERIES}
+    assert TOPK * BLOCK <= QUERIES[0] < 80  # they reach to the front
+    assert sample(TOKENS, BLOCK, SELECTION, 10_000) == tuple(range(51, 203))
+    assert sample(52, BLOCK, SELECTION, 1) == (48, 49, 50, 51)
 
 
 def test_every_layer_and_group_in_order(found: list[dict[str, Any]]):
