@@ -12,6 +12,10 @@ from msa_backend.probe.tasks import Place, needle
 from .errors import InspectError
 
 NEEDLE_TOKENS = 8192
+TRIES = 8
+"""To make a prompt of a given length without knowing how many tokens a word has."""
+FEW_WORDS = 5
+"""About half a sentence."""
 
 
 class Prompt(NamedTuple):
@@ -60,12 +64,17 @@ def of_text(tokenizer: Any, text: str, target: str | None, length: int | None) -
 
 
 def of_needle(tokenizer: Any, length: int | None, depth: float, seed: int) -> Prompt:
-    """A prompt of about ``length`` tokens as ``msa-backend probe`` asks, whose target is the fact."""
-    words = wanted = length or NEEDLE_TOKENS
-    for _ in range(3):  # first to learn how many tokens a word has
+    """A prompt as ``msa-backend probe`` asks, of ``length`` tokens or a few less, whose target is the fact."""
+    wanted = length or NEEDLE_TOKENS
+    words = wanted // 8
+    for _ in range(TRIES):
         task = needle(random.Random(seed), Place(words, depth))
         fact = re.search(rf"The access code of [^.]*{task.codes[0]}\.", task.text)
         assert fact is not None, "the fact stands in its text"
         prompt = of_text(tokenizer, task.text, fact[0], None)
-        words += (wanted - len(prompt.ids)) * words // len(prompt.ids)
+        over = len(prompt.ids) - wanted
+        if -max(64, wanted // 50) <= over <= 0:
+            break
+        # Sentences stay whole, so aim a little below.
+        words = max(0, words - over * words // len(prompt.ids) - FEW_WORDS)
     return prompt

@@ -30,7 +30,7 @@ def run(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str,
 
 def test_results(run: tuple[dict[str, Any], str]):
     found, _ = run
-    assert found["tokens"] == pytest.approx(1500, abs=60)
+    assert 1436 <= found["tokens"] <= 1500
     assert (found["topk"], found["block_size"], len(found["queries"])) == (4, 128, 32)
     assert [(group["layer"], group["group"]) for group in found["groups"]] == [
         (layer, group) for layer in (1, 2, 3) for group in (0, 1)
@@ -58,8 +58,11 @@ def test_the_fact_is_the_target(run: tuple[dict[str, Any], str]):
 def test_tables(run: tuple[dict[str, Any], str]):
     found, printed = run
     group = found["groups"][3]
-    assert f"    2     1    {100 * group['recall']['msa']:.1f}" in printed
-    assert f"{100 * group['shared_with']['3']:.1f}" in printed
+    (recall, places) = (line.split() for line in printed.splitlines() if line.startswith("    2     1 "))
+    assert recall[2] == f"{100 * group['recall']['msa']:.1f}"
+    assert recall[-2:] == [f"{group['distinct']:.1f}", f"{100 * group['shared_with']['3']:.1f}"]
+    assert places[2:4] == [f"{100 * group[part]['first']:.1f}" for part in ("mass", "chosen")]
+    assert places[-2:] == [f"{100 * group[part]['target']:.1f}" for part in ("mass_last", "chosen_last")]
     assert f"|@{' ' * (len(group['map']) - 1)}|" not in printed
     assert "\n|@@" in printed
 
