@@ -93,6 +93,8 @@ def _check(options: argparse.Namespace) -> None:
     for path in filter(None, (options.json, options.plot)):
         if not path.parent.is_dir():
             raise InspectError(f"{path} cannot be written, there is no directory {path.parent}; make it first")
+    if not 0 <= options.depth <= 100:
+        raise InspectError(f"--depth is {options.depth:g}, but is a percentage from 0 to 100")
     if not options.model.is_dir():
         raise InspectError(f"there is no folder {options.model}; pass the folder of a MiniMax-M3 checkpoint")
 

@@ -100,6 +100,7 @@ def test_a_plot(tiny: Path, tmp_path: Path):
         (["--file", "/no/such/file"], "/no/such/file cannot be read as text"),
         (["--prompt", TEXT, "--layers", "0,1"], "layer 0 is not sparse; choose --layers from 1 to 3"),
         (["--prompt", TEXT, "--topk", "0"], "--topk has 0, but 1 blocks are forced in"),
+        (["--depth", "150"], "--depth is 150, but is a percentage from 0 to 100"),
         (["--json", "/no/such/folder/j"], "/no/such/folder/j cannot be written"),
     ],
 )  # fmt: skip

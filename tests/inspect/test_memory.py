@@ -37,4 +37,4 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 def test_queries_after_64k():
     done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert int(done.stdout) * 1024 < 420 * 2**20
+    assert int(done.stdout) * 1024 < 360 * 2**20
