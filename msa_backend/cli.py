@@ -12,6 +12,7 @@ from msa_backend import __version__
 COMMANDS = {
     "bench": ("msa_backend.bench", "benchmark MSA's kernels against the engines' own and dense attention"),
     "doctor": ("msa_backend.doctor", "check the installation: versions, what is supported, whether the plugin works"),
+    "inspect": ("msa_backend.inspect", "show which blocks a checkpoint selects, and how much attention they hold"),
     "probe": ("msa_backend.probe", "check that a server finds facts anywhere in a long prompt"),
     "tiny": ("msa_backend.tiny", "write a small MiniMax-M3 checkpoint with random weights"),
 }

@@ -45,7 +45,7 @@ def examine(wish: Wish) -> tuple[list[str], list[str]]:
     Raises:
         MSAError: the folder has no config, or it is not one that MSA serves.
     """
-    raw = _read(wish.model)
+    raw = read_config(wish.model)
     config = M3Config.from_text_config(text_section(raw))
     form = _form(raw)
     weights = sizing.weight_bytes(config, wish.ranks, form)
@@ -78,7 +78,12 @@ def _warnings(config: M3Config, length: int) -> Iterator[str]:
         )
 
 
-def _read(model: Path) -> Mapping[str, Any]:
+def read_config(model: Path) -> Mapping[str, Any]:
+    """The ``config.json`` of a checkpoint's folder.
+
+    Raises:
+        MSAError: there is none, or it is not JSON.
+    """
     path = model / "config.json"
     try:
         return json.loads(path.read_text())

@@ -92,6 +92,11 @@ def neighbours(block_ids: Tensor, case: Case) -> Neighbours | None:
     if tokens == 1:
         return None
     ids = block_ids.unflatten(1, (case.batch, case.new_tokens))
-    ids = ids[:, :, : case.new_tokens // tokens * tokens].unflatten(2, (-1, tokens)).flatten(3).sort(-1).values
-    distinct = (ids[..., 0] >= 0).float() + (ids[..., 1:] != ids[..., :-1]).sum(-1)
-    return Neighbours(tokens, float(distinct.mean()), float((ids >= 0).sum(-1).float().mean()))
+    ids = ids[:, :, : case.new_tokens // tokens * tokens].unflatten(2, (-1, tokens)).flatten(3)
+    return Neighbours(tokens, float(distinct(ids).float().mean()), float((ids >= 0).sum(-1).float().mean()))
+
+
+def distinct(ids: Tensor) -> Tensor:
+    """How many different ones are in the last axis, -1 not counted; int64 of the other axes."""
+    ids = ids.sort(-1).values
+    return (ids[..., 0] >= 0).long() + (ids[..., 1:] != ids[..., :-1]).sum(-1)
