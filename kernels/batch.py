@@ -43,6 +43,11 @@ class Batch:
     def num_seqs(self) -> int:
         return self.seq_lens.shape[0]
 
+    @property
+    def max_blocks(self) -> int:
+        """Most blocks that a token may see."""
+        return min(-(-self.max_seq_len // BLOCK_SIZE), self.block_table.shape[1])
+
     @cached_property
     def context_lens(self) -> Tensor:
         """``[num_seqs]`` int32, tokens before the new ones; meaningless for padding."""

@@ -36,15 +36,13 @@ def attend(
         out: like ``q``, to be filled; 0 for padding.
         sharing: how ranks share the scoring of blocks; None if each is for itself.
     """
+    attend_sparse = kernels.attend if sharing is None else sharing.attend
     for part in step.parts:
         here = part.tokens
         if index_q is None or selection is None:
             kernels.dense_attention(q[here], caches, part.batch, scale, out[here])
-        elif sharing is not None and sharing.pays(part.batch, selection):
-            block_ids = sharing.select_blocks(index_q[here], caches, part.batch, selection)
-            kernels.sparse_attention(q[here], caches, block_ids, part.batch, scale, out[here])
         else:
-            kernels.attend(q[here], index_q[here], caches, part.batch, selection, scale, out[here])
+            attend_sparse(q[here], index_q[here], caches, part.batch, selection, scale, out[here])
     if q.shape[0] > step.num_tokens:
         out[step.num_tokens :].zero_()
 

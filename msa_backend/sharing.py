@@ -55,6 +55,22 @@ class SharedScoring:
     least_tokens: int
     gather: Callable[[Tensor], Tensor]
 
+    def attend(
+        self,
+        q: Tensor,
+        index_q: Tensor,
+        caches: LayerCaches,
+        batch: Batch,
+        selection: Selection,
+        scale: float,
+        out: Tensor | None = None,
+    ) -> Tensor:
+        """As :func:`msa_backend.kernels.api.attend`, called by all ranks at once; shared where it pays."""
+        if not self.pays(batch, selection):
+            return kernels.attend(q, index_q, caches, batch, selection, scale, out)
+        block_ids = self.select_blocks(index_q, caches, batch, selection)
+        return kernels.sparse_attention(q, caches, block_ids, batch, scale, out)
+
     def pays(self, batch: Batch, selection: Selection) -> bool:
         """Whether the steps of a batch are shared, by its bounds alone."""
         return batch.max_seq_len >= max(self.least_tokens, selection.topk * BLOCK_SIZE + 1)

@@ -28,9 +28,9 @@ MAX_SCORES = 1 << 24
 
 def select_blocks(index_q: Tensor, caches: LayerCaches, batch: Batch, selection: Selection) -> Tensor:
     """See :func:`msa_backend.kernels.api.select_blocks`."""
-    own_block = own_blocks(batch, index_q.shape[0])
+    position, own_block = places(batch, index_q.shape[0])
     block_ids = all_visible(own_block, selection.topk, index_q.shape[1])
-    for tokens, scores in scored(index_q, caches, batch, selection, ALL):
+    for tokens, scores in scored(index_q, position, caches, batch, selection, ALL):
         block_ids[:, tokens] = best_blocks(scores, own_block[tokens], selection)
     return block_ids
 
@@ -38,10 +38,10 @@ def select_blocks(index_q: Tensor, caches: LayerCaches, batch: Batch, selection:
 def select_candidates(index_q: Tensor, caches: LayerCaches, batch: Batch, selection: Selection, share: Share) -> Tensor:
     """See :func:`msa_backend.kernels.api.select_candidates`."""
     num_tokens, num_heads, _ = index_q.shape
-    own_block = own_blocks(batch, num_tokens)
+    position, own_block = places(batch, num_tokens)
     candidates = index_q.new_full((2, num_heads, num_tokens, selection.topk), -1, dtype=torch.int32)
     candidates[0] = NONE
-    for tokens, scores in scored(index_q, caches, batch, selection, share):
+    for tokens, scores in scored(index_q, position, caches, batch, selection, share):
         block = share.rank + share.ranks * torch.arange(scores.shape[-1], device=scores.device)
         last_free = own_block[tokens][:, None] - selection.local_blocks
         free = (block >= selection.init_blocks) & (block <= last_free)
@@ -56,7 +56,7 @@ def select_candidates(index_q: Tensor, caches: LayerCaches, batch: Batch, select
 def merge_candidates(candidates: Tensor, batch: Batch, selection: Selection) -> Tensor:
     """See :func:`msa_backend.kernels.api.merge_candidates`."""
     _, _, num_heads, num_tokens, topk = candidates.shape
-    own_block = own_blocks(batch, num_tokens)
+    _, own_block = places(batch, num_tokens)
     block_ids = all_visible(own_block, topk, num_heads)
     (tokens,) = torch.where(own_block >= topk)
     keys, blocks = candidates[:, :, :, tokens].permute(1, 2, 3, 0, 4).flatten(3)
@@ -83,10 +83,10 @@ def free_blocks(selection: Selection) -> int:
     return selection.topk - selection.init_blocks - selection.local_blocks
 
 
-def own_blocks(batch: Batch, num_tokens: int) -> Tensor:
-    """``[num_tokens]`` the block that each query token stands in; -1 for padding."""
+def places(batch: Batch, num_tokens: int) -> tuple[Tensor, Tensor]:
+    """``[num_tokens]`` the position of each query token, and the block that it stands in; -1 for padding."""
     _, position = locate_tokens(batch, num_tokens)
-    return position.div(BLOCK_SIZE, rounding_mode="floor")
+    return position, position.div(BLOCK_SIZE, rounding_mode="floor")
 
 
 def all_visible(own_block: Tensor, topk: int, num_heads: int) -> Tensor:
@@ -96,17 +96,19 @@ def all_visible(own_block: Tensor, topk: int, num_heads: int) -> Tensor:
 
 
 def scored(
-    index_q: Tensor, caches: LayerCaches, batch: Batch, selection: Selection, share: Share
+    index_q: Tensor, position: Tensor, caches: LayerCaches, batch: Batch, selection: Selection, share: Share
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Query tokens that see more than ``topk`` blocks, some at a time, with their scores of the blocks of ``share``.
+
+    Args:
+        position: ``[num_tokens]``, as of :func:`places`.
 
     Yields:
         ``[n]`` tokens and ``[num_heads, n, num_blocks]`` fp32.
     """
     index_k_pages = caches.index_k_pages
     assert index_k_pages is not None, "checked by the operation"
-    num_tokens, num_heads, _ = index_q.shape
-    _, position = locate_tokens(batch, num_tokens)
+    num_heads = index_q.shape[1]
     short, long = sequences_to_score(batch, first_position=selection.topk * BLOCK_SIZE)
     for sequence, start, stop in long:
         for tile in range(start, stop, TILE_TOKENS):
@@ -174,8 +176,8 @@ def score_long_sequence(
         stop = min(start + TILE_BLOCKS, num_blocks)
         k = gather_blocks(index_k_pages[:, None], pages[start:stop]).flatten(0, 1)
         dots = (q @ k.T).view(num_heads, num_tokens, -1)
-        key_position = (block[start:stop, None] * BLOCK_SIZE + within).flatten()
         if (share.rank + stop * share.ranks) * BLOCK_SIZE > first + 1:
+            key_position = (block[start:stop, None] * BLOCK_SIZE + within).flatten()
             dots.masked_fill_(key_position > position[:, None], -torch.inf)
         scores[..., start:stop] = dots.unflatten(-1, (-1, BLOCK_SIZE)).amax(-1)
     return scores

@@ -77,7 +77,7 @@ class Plan:
 
     def __init__(self, batch: Batch, shape: Shape) -> None:
         num_tokens, num_seqs = shape.num_tokens, batch.num_seqs
-        max_blocks = ceil_div(min(batch.max_seq_len, batch.block_table.shape[1] * BLOCK_SIZE), BLOCK_SIZE)
+        max_blocks = batch.max_blocks
         tokens = min(num_tokens, num_seqs * batch.max_query_len)
         self.max_tiles = _most_tiles(tokens, num_seqs, shape.tile_tokens)
         max_score_tiles = _most_tiles(tokens, num_seqs, shape.score_tile_tokens)

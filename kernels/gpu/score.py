@@ -114,9 +114,8 @@ def score_blocks(
         its own if that is forced in.
     """
     num_tokens, num_heads, dim = index_q.shape
-    max_blocks = min(ceil_div(batch.max_seq_len, BLOCK_SIZE), batch.block_table.shape[1])
     share = plan.shape.share
-    num_blocks = ceil_div(ceil_div(max_blocks, share.ranks), 16) * 16
+    num_blocks = ceil_div(ceil_div(batch.max_blocks, share.ranks), 16) * 16
     scores = workspace_of(batch).hold("scores", num_heads * num_tokens * num_blocks, torch.float32)
     scores = scores.view(num_heads, num_tokens, num_blocks)
     pages = caches.keep(Pages)

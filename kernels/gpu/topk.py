@@ -46,7 +46,7 @@ def select_topk(scores: Tensor | None, batch: Batch, selection: Selection, plan:
         block_ids: ``[num_heads, num_tokens, topk]`` int32, contiguous, to be filled.
     """
     num_heads, num_tokens, topk = block_ids.shape
-    max_blocks = most_blocks(batch)
+    max_blocks = batch.max_blocks
     if max_blocks <= topk:
         scores = None
     elif scores is None:
@@ -92,11 +92,6 @@ def rounds_of(num_blocks: int, programs: int, device: torch.device) -> Rounds:
     # Few programs on an idle chip are waited for one by one: more warps each, to stream a long row.
     few = num_blocks > MANY_BLOCKS and programs <= arch.num_sms(device)
     return Rounds(single, steps, groups, GROUP_RUN, 4 if few else 1)
-
-
-def most_blocks(batch: Batch) -> int:
-    """That a token may see."""
-    return min(ceil_div(batch.max_seq_len, BLOCK_SIZE), batch.block_table.shape[1])
 
 
 @kernel()

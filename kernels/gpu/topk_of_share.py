@@ -18,7 +18,7 @@ from .pdl import let_next_start, wait_for_previous
 from .plan import Plan, of_share
 from .sizes import ceil_div, next_power_of_2
 from .tiles import UNIT
-from .topk import LOWEST_KEY, most_blocks, ordered, put_best, put_greatest, rounds_of, with_forced
+from .topk import LOWEST_KEY, ordered, put_best, put_greatest, rounds_of, with_forced
 
 
 def topk_of_share(scores: Tensor | None, batch: Batch, selection: Selection, plan: Plan, candidates: Tensor) -> Launch:
@@ -30,15 +30,15 @@ def topk_of_share(scores: Tensor | None, batch: Batch, selection: Selection, pla
             of none :data:`.topk.LOWEST_KEY` and -1.
     """
     _, num_heads, num_tokens, topk = candidates.shape
-    max_blocks, share = most_blocks(batch), plan.shape.share
-    rounds = rounds_of(ceil_div(max_blocks, share.ranks), num_tokens * num_heads, candidates.device)
+    share = plan.shape.share
+    rounds = rounds_of(ceil_div(batch.max_blocks, share.ranks), num_tokens * num_heads, candidates.device)
     strides = (0, 0) if scores is None else (scores.stride(0) // 16, scores.stride(1) // 16)
     dependent = pdl.available(candidates.device) and scores is not None
     return msa_topk_of_share(
         (num_tokens, num_heads),
         (
-            candidates if scores is None else scores, candidates, plan.token_pos, num_tokens, max_blocks, share.rank,
-            *strides,
+            candidates if scores is None else scores, candidates, plan.token_pos, num_tokens, batch.max_blocks,
+            share.rank, *strides,
         ),
         (
             share.ranks, topk, next_power_of_2(topk), selection.init_blocks, selection.local_blocks, scores is not None,
@@ -59,7 +59,7 @@ def merge_topk(candidates: Tensor, batch: Batch, selection: Selection, plan: Pla
     return msa_merge_topk(
         (num_tokens, num_heads),
         (
-            candidates, block_ids, plan.token_pos, num_tokens, most_blocks(batch), candidates.stride(0),
+            candidates, block_ids, plan.token_pos, num_tokens, batch.max_blocks, candidates.stride(0),
             candidates.stride(1), candidates.stride(2),
         ),
         (

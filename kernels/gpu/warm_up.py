@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -15,14 +14,6 @@ from ..caches import LayerCaches
 from ..norms import HeadNorms
 from ..selection import Selection
 from .sparse_attention import SHORT_STEP
-
-
-class Sharing(Protocol):
-    """What :class:`msa_backend.sharing.SharedScoring` does for a layer."""
-
-    def pays(self, batch: Batch, selection: Selection) -> bool: ...
-
-    def select_blocks(self, index_q: Tensor, caches: LayerCaches, batch: Batch, selection: Selection) -> Tensor: ...
 
 
 @cache
@@ -43,7 +34,7 @@ def warm_up(
     rotary_dim: int = 64,
     rope_dtype: torch.dtype | None = None,
     index_q_dtype: torch.dtype | None = None,
-    sharing: Sharing | None = None,
+    attend: Callable[..., Tensor] = api.attend,
 ) -> None:
     """Run every operation once in each of the ways a server will call it. Again with the same arguments: nothing.
 
@@ -61,7 +52,8 @@ def warm_up(
         rotary_dim: channels that rope rotates.
         rope_dtype: of the rope table, ``dtype`` if None.
         index_q_dtype: of index queries, ``dtype`` if None.
-        sharing: how ranks share the scoring of blocks; all of them warm up at once.
+        attend: what layers call in place of :func:`msa_backend.kernels.api.attend`. Where it exchanges something with
+            other ranks, all of them warm up at once.
     """
     kv = torch.zeros(1, num_kv_heads, BLOCK_SIZE, 2 * head_dim, dtype=kv_dtype, device=device)
     index_k_pages = torch.zeros(1, BLOCK_SIZE, index_dim, dtype=index_dtype, device=device)
@@ -78,10 +70,7 @@ def warm_up(
         slots = torch.full((num_tokens,), -1, device=device)
         q, index_q = api.norm_rope_write(projected, positions, norms, caches, slots, index_q_dtype=index_q_dtype)
         batch = _batch(num_seqs, query_len, seq_len, -(-max_seq_len // BLOCK_SIZE), device)
-        api.attend(q, index_q, caches, batch, selection, 1.0)
-        if sharing is not None and sharing.pays(batch, selection):
-            block_ids = sharing.select_blocks(index_q, caches, batch, selection)
-            api.sparse_attention(q, caches, block_ids, batch, 1.0)
+        attend(q, index_q, caches, batch, selection, 1.0)
 
 
 def _steps(max_num_tokens: int, max_num_seqs: int, max_seq_len: int) -> Iterator[tuple[int, int, int]]:

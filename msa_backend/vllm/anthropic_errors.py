@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 
-from .asgi import App, Message, Receive, Scope, Send
+from .asgi import App, Message, Receive, Scope, Send, reply
 
 PREFIX = "/v1/messages"
 NAMES = {
@@ -65,10 +65,4 @@ class _Rewritten:
         else:
             self._body += message.get("body", b"")
             if not message.get("more_body", False):
-                await self._answer(self._start)
-
-    async def _answer(self, start: Message) -> None:
-        body = in_anthropic_form(start["status"], self._body)
-        kept = [(name, value) for name, value in start.get("headers", []) if name.lower() != b"content-length"]
-        await self._send({**start, "headers": [*kept, (b"content-length", str(len(body)).encode())]})
-        await self._send({"type": "http.response.body", "body": body})
+                await reply(self._send, self._start, in_anthropic_form(self._start["status"], self._body))

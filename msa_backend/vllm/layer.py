@@ -239,7 +239,7 @@ class MSAAttention(_CacheLayer):
             device=output.device,
             rotary_dim=norms.rotary_dim,
             rope_dtype=norms.cos_sin_cache.dtype,
-            sharing=self.sharing,
+            attend=kernels.attend if self.sharing is None else self.sharing.attend,
             **self.largest,
         )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from .asgi import App, Message, Receive, Scope, Send
+from .asgi import App, Message, Receive, Scope, Send, reply
 from .limits import REQUEST, limit, too_large
 
 
@@ -59,7 +59,5 @@ def _content_length(scope: Scope) -> int:
 
 async def _refuse(send: Send, size: int, allowed: int) -> None:
     error = {"message": too_large("the request", size, allowed), "type": "RequestTooLarge", "code": 413}
-    body = json.dumps({"error": error}).encode()
-    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-    await send({"type": "http.response.start", "status": 413, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
+    start = {"type": "http.response.start", "status": 413, "headers": [(b"content-type", b"application/json")]}
+    await reply(send, start, json.dumps({"error": error}).encode())

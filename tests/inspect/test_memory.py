@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
-import pytest
+from ..memory import growth, measured
 
 # The last 128 tokens of 64K, in the shape of the released model's group. The dense attention of them alone has
 # 16 * 128 * 65536 elements, 537 MB of fp32, and that of the whole context 275 GB.
@@ -33,8 +30,6 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in KiB on Linux alone")
+@measured
 def test_queries_after_64k():
-    done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert int(done.stdout) * 1024 < 360 * 2**20
+    assert growth(SCRIPT) < 360 * 2**20

@@ -60,6 +60,21 @@ def test_a_request_over_the_limit(size: int, status: int, announced: bool, monke
         assert body == b"%d" % size
 
 
+def test_nothing_is_read_of_a_request_that_announces_too_much(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv(limits.REQUEST, "1")
+    sent: list[Any] = []
+
+    async def unread(*_: Any) -> Any:
+        raise AssertionError
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "path": "/v1/messages", "headers": [(b"content-length", b"%d" % (MB + 1))]}
+    asyncio.run(RequestLimit(unread)(scope, unread, send))
+    assert sent[0]["status"] == 413
+
+
 def test_no_limit_unless_set(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv(limits.REQUEST, raising=False)
     assert answer(RequestLimit, [b"x" * 3 * MB], announced=3 * MB)[0] == 200
@@ -108,7 +123,7 @@ def error_of(status: int, body: bytes, path: str = "/v1/messages") -> Any:
     ],
 )
 def test_errors_in_anthropics_form(status: int, name: str, said: dict[str, Any]):
-    found = json.loads(error_of(status, json.dumps(said).encode(), "/root/v1/messages/count_tokens"))
+    found = json.loads(error_of(status, json.dumps(said).encode(), "/m3/v1/messages/count_tokens"))
     assert found == {"type": "error", "error": {"type": name, "message": "why"}}
 
 

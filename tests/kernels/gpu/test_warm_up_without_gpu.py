@@ -30,6 +30,19 @@ STEPS = [
 ]  # fmt: skip
 
 
+def test_layers_attend_in_their_own_way():
+    """Where ranks share the scoring, the warm-up calls what their layers call, and nothing else."""
+    seen = []
+    with compile_only(90), mock.patch.object(api, "choose", lambda device: Choice(gpu, "a test's")):
+        warm_up.__wrapped__(
+            num_heads=16, num_kv_heads=1, head_dim=128, index_dim=128, selection=Selection(16),
+            dtype=torch.bfloat16, kv_dtype=torch.bfloat16, index_dtype=torch.bfloat16, device=torch.device("meta"),
+            max_num_tokens=4, max_num_seqs=2, max_seq_len=4096,
+            attend=lambda q, index_q, caches, batch, selection, scale: seen.append((len(q), batch.max_seq_len)),
+        )  # fmt: skip
+    assert {(1, 4096), (4, 4096), (2, 4096)} <= set(seen)
+
+
 @pytest.mark.parametrize("cache_dtype", [torch.bfloat16, torch.float8_e4m3fn], ids=str)
 def test_nothing_is_compiled_later(cache_dtype: torch.dtype):
     """fp8 in both caches, and in the queries of the index branch beside them, which no other step has."""
