@@ -70,7 +70,7 @@ clean: ## remove what make made: the environments, the tiny checkpoint and build
 
 # The two marks are written last, so an interrupted install is taken up again by the next run.
 $(VENV)/.serve-ready: envs/$(ENGINE)-cpu.txt pyproject.toml tools/setup_env.py
-	@python=$${PYTHON:-$$(tools/find_python)} || exit 1; "$$python" tools/setup_env.py --engine $(ENGINE) $(VENV)
+	@python=$${PYTHON:-$$(tools/find_python $(ENGINE))} || exit 1; "$$python" tools/setup_env.py --engine $(ENGINE) $(VENV)
 	@touch $@
 
 $(VENV)/.test-ready: envs/dev.txt $(VENV)/.serve-ready
