@@ -16,7 +16,7 @@ SERVE_ARGS_sglang := --attention-backend msa --device cpu --context-length 2048 
 INTERPRET := $(if $(shell command -v nvidia-smi),0,1)
 
 # What an environment other than the first has to run again; each compiles with a Triton of its own.
-ENGINE_TESTS := tests/engines tests/$(ENGINE) tests/patches tests/test_attend.py tests/kernels/gpu/test_compiles.py
+ENGINE_TESTS := tests/examples tests/engines tests/$(ENGINE) tests/patches tests/test_attend.py tests/kernels/gpu/test_compiles.py
 
 BIN := $(VENV)/bin
 # A Python started here would otherwise import ./kernels where SGLang and transformers mean the
