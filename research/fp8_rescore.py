@@ -1,8 +1,8 @@
 """Can one-byte index keys choose the very blocks that bf16 keys choose, and does it pay?
 
 Run ``python research/fp8_rescore.py`` (about 90 s on one thread); ``--json FILE`` keeps all numbers. No kernel runs:
-shares of blocks are counted on random keys, times follow from rates measured on one H200. research/fp8-index.md says what
-came of it.
+shares of blocks are counted on random keys, times follow from rates measured on one H200. research/fp8-index.md says
+what came of it.
 
 **Method.** Beside each bf16 key ``k`` a byte a channel is cached, ``k8``, and a bound ``e >= |k - scale * k8|``
 (2-norm), rounded up. With ``s8`` the product of a query ``q`` with the rounded key,
