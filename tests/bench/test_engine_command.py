@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -30,13 +32,60 @@ def test_one_engine_does_all_but_serving() -> None:
         (0, "ours", ("cells", "equal")),
         (0, "in-tree", ("cells", "equal")),
         (0, "eager", ("equal",)),
-        (0, "ours", ("serve",)),
-        (0, "in-tree", ("serve",)),
         (1, "ours", ("cells",)),
         (1, "in-tree", ("cells",)),
-        (1, "ours", ("serve",)),
-        (1, "in-tree", ("serve",)),
     ]
+    assert jobs("--only", "serve") == []
+
+
+class FakeServers:
+    """In place of servers and their client: which were up, and what was asked of which, in order."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.up: list[str] = []
+        self.asked: list[tuple[str, str]] = []
+        self.broken: set[str] = set()
+        monkeypatch.setattr(serve, "_server_module", lambda: self)
+        monkeypatch.setattr(serve, "replay", self.replay)
+
+    @contextlib.contextmanager
+    def running(self, _command: object, flags: list[str], _environment: object, _limit: float) -> Iterator[str]:
+        (name,) = flags[1:]
+        if name == "broken":
+            raise RuntimeError("it said why")
+        self.up.append(name)
+        yield name
+        self.up.remove(name)
+
+    def replay(self, _model: str, server: str, dataset: list[str], *_: object) -> dict[str, float]:
+        assert set(self.up) == {"a", "b"}
+        self.asked.append((server, dataset[1]))
+        if server in self.broken:
+            raise RuntimeError("a request failed")
+        return dict.fromkeys([key for _, _, key in serve.METRICS] + ["cached"], 1.0)
+
+
+STARTS = {name: serve.Start({"name": name}, {}) for name in ("a", "broken", "b")}
+SERVE_PLAN = serve.Plan((1,), conversations.Shape(2, 1, 128, 128), (300,))
+
+
+def test_servers_stand_side_by_side_and_are_asked_in_turn(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    fake = FakeServers(monkeypatch)
+    news = list(serve.measure("model", STARTS, SERVE_PLAN, 2, tmp_path))
+    assert fake.asked == [(name, kind) for kind in ("timed_trace", "random") for name in "ab"] * 2
+    assert fake.up == []
+    assert ("broken", 0, "it said why") in news
+    assert sum(name == "b" and isinstance(row, dict) for name, _, row in news) == 2 * 2 * (len(serve.METRICS) + 1)
+    first, second = (tmp_path / f"trace-{seed}.jsonl" for seed in (0, 1))
+    assert first.read_text() != second.read_text(), "a second round would find the first one's prompts in the cache"
+
+
+def test_a_server_that_failed_is_asked_no_more(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    fake = FakeServers(monkeypatch)
+    fake.broken.add("a")
+    news = list(serve.measure("model", STARTS, SERVE_PLAN, 1, tmp_path))
+    assert [name for name, _ in fake.asked] == ["a", "b", "b"]
+    assert ("a", 0, "a request failed") in news
 
 
 def test_a_class_once_more_with_other_options() -> None:
