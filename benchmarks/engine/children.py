@@ -86,10 +86,10 @@ def run(
         under `failed` the end of its log.
     """
     job = {"model": model, "options": options, "plans": {part: asdict(plan) for part, plan in plans.items()}}
-    (folder / "job.json").write_text(json.dumps(job))
-    report = folder / "report.json"
+    (file := folder / f"{name}-job.json").write_text(json.dumps(job))
+    report = folder / f"{name}-report.json"
     report.unlink(missing_ok=True)
-    command = [sys.executable, str(Path(__file__).parent), "child", str(folder / "job.json"), str(report)]
+    command = [sys.executable, str(Path(__file__).parent), "child", str(file), str(report)]
     last: deque[str] = deque(maxlen=40)
     with (folder / f"{name}.log").open("a") as log:
         process = subprocess.Popen(

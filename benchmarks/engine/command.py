@@ -34,6 +34,8 @@ import json
 import sys
 import time
 from collections.abc import Collection, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +84,13 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     showing.add_argument("files", type=Path, nargs="+")
     showing.add_argument("--out", type=Path, help="write the joined result here")
     add_run(steps.add_parser("run", help="measure", formatter_class=argparse.ArgumentDefaultsHelpFormatter))
-    return parser.parse_args(words)
+    arguments = parser.parse_args(words)
+    if arguments.step == "run" and arguments.at_once > 1 and arguments.only != ("equal",):
+        parser.error(
+            f"--at-once {arguments.at_once} with --only {','.join(arguments.only)} would spoil what is timed; "
+            "leave it at 1 or ask for --only equal"
+        )
+    return arguments
 
 
 def add_run(running: argparse.ArgumentParser) -> None:
@@ -92,6 +100,8 @@ def add_run(running: argparse.ArgumentParser) -> None:
     of = f"of {', '.join(children.CLASSES)}; the first is compared with the others; equal adds eager"
     running.add_argument("--classes", type=names(children.CLASSES), default=("ours", "in-tree"), help=of)
     running.add_argument("--rounds", type=int, default=1, help="runs of each class, in turn")
+    at_once = "engines that run side by side, where nothing is timed (--only equal); they share the GPU's memory"
+    running.add_argument("--at-once", type=int, default=1, help=at_once)
     running.add_argument("--max-model-len", type=int, default=524_288, help="of both")
     running.add_argument("--options", type=json.loads, default={}, help="more arguments of vllm.LLM, as JSON")
     running.add_argument("--ours-options", type=json.loads, default={}, help="the same for our class alone")
@@ -164,14 +174,20 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     }
     folder = arguments.out.with_suffix(".logs")
     folder.mkdir(parents=True, exist_ok=True)
-    for number, name, one_of, plans in jobs(arguments):
+
+    def measure(job: tuple[int, str, children.Class, dict[str, Any]]) -> dict[str, Any]:
+        number, name, one_of, plans = job
         print(f"{name}, round {number + 1}: {', '.join(plans)}", flush=True)
         options = options_of(one_of, arguments)
         started = time.monotonic()
-        one = children.run(name, one_of, arguments.model, options, plans, folder, show)
+        one = children.run(name, one_of, arguments.model, options, plans, folder, partial(show, name))
         took = round(time.monotonic() - started, 1)
-        found["runs"].append({"class": name, "round": number, "seconds": took, "options": options} | one)
-        arguments.out.write_text(json.dumps(found) + "\n")
+        return {"class": name, "round": number, "seconds": took, "options": options} | one
+
+    with ThreadPoolExecutor(arguments.at_once) as pool:
+        for one in pool.map(measure, jobs(arguments)):
+            found["runs"].append(one)
+            arguments.out.write_text(json.dumps(found) + "\n")
     if "serve" in arguments.only:
         for served in serve_all(arguments, folder):
             arguments.out.write_text(json.dumps(found | {"runs": found["runs"] + served}) + "\n")
@@ -187,8 +203,8 @@ def options_of(one: children.Class, arguments: argparse.Namespace) -> dict[str, 
     return options | one.options
 
 
-def show(line: str) -> None:
-    print(f"  {line}", flush=True)
+def show(name: str, line: str) -> None:
+    print(f"  {name}: {line}", flush=True)
 
 
 def jobs(arguments: argparse.Namespace) -> Iterator[tuple[int, str, children.Class, dict[str, Any]]]:
@@ -241,8 +257,8 @@ def serve_all(arguments: argparse.Namespace, folder: Path) -> Iterator[list[dict
             log = folder / f"{name}-serve.log"
             log.write_text(news)
             run["failed"] = f"{news[-4000:].rstrip()}\nAll that was said is in {log}."
-            show(f"{name}: failed, see {log}")
+            show(name, f"failed, see {log}")
         else:
             run["parts"]["serve"].append(news)
-            show(f"{name}: {children.brief(news)}")
+            show(name, children.brief(news))
         yield sorted(runs.values(), key=lambda run: (run["round"], list(starts).index(run["class"])))

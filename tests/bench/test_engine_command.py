@@ -133,6 +133,14 @@ def test_unknown_names_are_refused(words: list[str], capsys: pytest.CaptureFixtu
     assert f"{words[1].removeprefix('x=').removesuffix('{}')!r} is not one of" in capsys.readouterr().err
 
 
+def test_only_what_is_not_timed_runs_side_by_side(capsys: pytest.CaptureFixture[str]) -> None:
+    assert command.parse(["run", "model", "out.json", "--only", "equal", "--at-once", "3"]).at_once == 3
+    for timed in ("cells", "equal,profile"):
+        with pytest.raises(SystemExit):
+            command.parse(["run", "model", "out.json", "--only", timed, "--at-once", "3"])
+        assert f"--at-once 3 with --only {timed} would spoil what is timed" in capsys.readouterr().err
+
+
 def test_defaults_are_those_of_the_plans() -> None:
     arguments = command.parse(["run", "model", "out.json"])
     shape = conversations.Shape(arguments.conversations, arguments.turns, arguments.shared, arguments.first)
