@@ -20,6 +20,8 @@ beside how far the two classes are apart without them:
         --also 'bf16=ours{"kv_cache_dtype": "auto", "attention_config": {}}'
         --also 'in-tree bf16=in-tree{"kv_cache_dtype": "auto", "attention_config": {}}'
 
+"model" among its options takes other files.
+
 To see on a CPU that it works, in a minute, with a model of `msa-backend tiny`:
 
     python benchmarks/engine run TINY out.json --classes ours --contexts 512 --suffixes 64 --batches 1,2 --repeats 1
@@ -180,7 +182,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         print(f"{name}, round {number + 1}: {', '.join(plans)}", flush=True)
         options = options_of(one_of, arguments)
         started = time.monotonic()
-        one = children.run(name, one_of, arguments.model, options, plans, folder, partial(show, name))
+        one = children.run(name, one_of, options, plans, folder, partial(show, name))
         took = round(time.monotonic() - started, 1)
         return {"class": name, "round": number, "seconds": took, "options": options} | one
 
@@ -197,7 +199,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def options_of(one: children.Class, arguments: argparse.Namespace) -> dict[str, Any]:
     """Of `vllm.LLM`, for a class."""
-    options = {"language_model_only": True, "max_model_len": arguments.max_model_len} | arguments.options
+    options = {"model": arguments.model, "language_model_only": True, "max_model_len": arguments.max_model_len}
+    options |= arguments.options
     if one.is_ours:
         options |= arguments.ours_options
     return options | one.options
@@ -249,7 +252,7 @@ def serve_all(arguments: argparse.Namespace, folder: Path) -> Iterator[list[dict
     runs: dict[tuple[str, int], dict[str, Any]] = {}
     started = time.monotonic()
     yield []
-    for name, number, news in serve.measure(arguments.model, starts, plan, arguments.rounds, folder):
+    for name, number, news in serve.measure(starts, plan, arguments.rounds, folder):
         empty = {"class": name, "round": number, "options": starts[name].options, "parts": {"serve": []}}
         run = runs.setdefault((name, number), empty)
         run["seconds"] = round(time.monotonic() - started, 1)

@@ -57,16 +57,24 @@ class Start:
     """How a server starts.
 
     Attributes:
-        options: of `vllm.LLM`, passed as flags.
+        options: of `vllm.LLM`, the model among them; passed as flags.
         environment: of the server, beside this process's.
     """
 
     options: dict[str, Any]
     environment: dict[str, str]
 
+    @property
+    def model(self) -> str:
+        return self.options["model"]
+
+    def command(self) -> list[str]:
+        """What starts the server, but for where it listens."""
+        return [*VLLM, "serve", self.model, *flags({k: v for k, v in self.options.items() if k != "model"})]
+
 
 def measure(
-    model: str, starts: Mapping[str, Start], plan: Plan, rounds: int, folder: Path
+    starts: Mapping[str, Start], plan: Plan, rounds: int, folder: Path
 ) -> Iterator[tuple[str, int, dict[str, Any] | str]]:
     """Start a server for each name, all at once, and replay on one after the other.
 
@@ -82,7 +90,7 @@ def measure(
     """
     with contextlib.ExitStack() as stack:
         alive: dict[str, Any] = {}
-        for name, found in _started(model, starts, stack):
+        for name, found in _started(starts, stack):
             if isinstance(found, Exception):
                 yield name, 0, str(found)
             else:
@@ -92,18 +100,18 @@ def measure(
                 for name, server in list(alive.items()):
                     out = folder / f"{name}-{cell}-{number}.json".replace(" ", "-")
                     try:
-                        for row in _rows(cell, replay(model, server, dataset, requests, concurrency, out)):
+                        for row in _rows(cell, replay(starts[name].model, server, dataset, requests, concurrency, out)):
                             yield name, number, row
                     except (RuntimeError, OSError) as error:
                         del alive[name]
                         yield name, number, str(error)
 
 
-def _started(model: str, starts: Mapping[str, Start], stack: contextlib.ExitStack) -> Iterator[tuple[str, Any]]:
+def _started(starts: Mapping[str, Start], stack: contextlib.ExitStack) -> Iterator[tuple[str, Any]]:
     """Each name with its server, or with the error that it did not start with."""
 
     def enter(start: Start) -> Any:
-        context = running([*VLLM, "serve", model], flags(start.options), start.environment, START_LIMIT)
+        context = running(start.command(), [], start.environment, START_LIMIT)
         try:
             return stack.enter_context(context)
         except (RuntimeError, OSError) as error:

@@ -49,29 +49,29 @@ class FakeServers:
         monkeypatch.setattr(serve, "replay", self.replay)
 
     @contextlib.contextmanager
-    def running(self, _command: object, flags: list[str], _environment: object, _limit: float) -> Iterator[str]:
-        (name,) = flags[1:]
+    def running(self, command: list[str], _flags: object, _environment: object, _limit: float) -> Iterator[str]:
+        name = command[command.index("serve") + 1]
         if name == "broken":
             raise RuntimeError("it said why")
         self.up.append(name)
         yield name
         self.up.remove(name)
 
-    def replay(self, _model: str, server: str, dataset: list[str], *_: object) -> dict[str, float]:
-        assert set(self.up) == {"a", "b"}
+    def replay(self, model: str, server: str, dataset: list[str], *_: object) -> dict[str, float]:
+        assert set(self.up) == {"a", "b"} and model == server
         self.asked.append((server, dataset[1]))
         if server in self.broken:
             raise RuntimeError("a request failed")
         return dict.fromkeys([key for _, _, key in serve.METRICS] + ["cached"], 1.0)
 
 
-STARTS = {name: serve.Start({"name": name}, {}) for name in ("a", "broken", "b")}
+STARTS = {name: serve.Start({"model": name}, {}) for name in ("a", "broken", "b")}
 SERVE_PLAN = serve.Plan((1,), conversations.Shape(2, 1, 128, 128), (300,))
 
 
 def test_servers_stand_side_by_side_and_are_asked_in_turn(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     fake = FakeServers(monkeypatch)
-    news = list(serve.measure("model", STARTS, SERVE_PLAN, 2, tmp_path))
+    news = list(serve.measure(STARTS, SERVE_PLAN, 2, tmp_path))
     assert fake.asked == [(name, kind) for kind in ("timed_trace", "random") for name in "ab"] * 2
     assert fake.up == []
     assert ("broken", 0, "it said why") in news
@@ -83,7 +83,7 @@ def test_servers_stand_side_by_side_and_are_asked_in_turn(monkeypatch: pytest.Mo
 def test_a_server_that_failed_is_asked_no_more(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     fake = FakeServers(monkeypatch)
     fake.broken.add("a")
-    news = list(serve.measure("model", STARTS, SERVE_PLAN, 1, tmp_path))
+    news = list(serve.measure(STARTS, SERVE_PLAN, 1, tmp_path))
     assert [name for name, _ in fake.asked] == ["a", "b", "b"]
     assert ("a", 0, "a request failed") in news
 
@@ -180,7 +180,7 @@ def test_what_a_child_found_and_said_is_kept(
     monkeypatch.setattr(sys, "executable", str(script))
     (tmp_path / "report.json").write_text("of an earlier child")
     shown: list[str] = []
-    found = children.run("ours", children.CLASSES["ours"], "model", {}, {}, tmp_path, shown.append)
+    found = children.run("ours", children.CLASSES["ours"], {}, {}, tmp_path, shown.append)
     assert shown == ["a cell"]
     assert found["parts"] == ({"cells": [1]} if report else {})
     assert ("failed" in found) == bool(status)
