@@ -178,7 +178,7 @@ def test_what_a_child_found_and_said_is_kept(
     script.write_text(CHILD.format(python=sys.executable, report=write, status=status))
     script.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(script))
-    (tmp_path / "report.json").write_text("of an earlier child")
+    (tmp_path / "ours-report.json").write_text("of an earlier child")
     shown: list[str] = []
     found = children.run("ours", children.CLASSES["ours"], {}, {}, tmp_path, shown.append)
     assert shown == ["a cell"]
