@@ -50,10 +50,18 @@ def parser_of(command: str) -> argparse.ArgumentParser:
     return subparsers.choices[command]
 
 
+def with_nested(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
+    """A parser and those of its subcommands."""
+    yield parser
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            yield from action.choices.values()
+
+
 def rows(parser: argparse.ArgumentParser) -> Iterator[str]:
     """A line of a table for each argument but ``--help``."""
     for action in parser._actions:  # argparse has no public list of them
-        if isinstance(action, argparse._HelpAction):
+        if isinstance(action, argparse._HelpAction | argparse._SubParsersAction):
             continue
         value = action.metavar or ("{" + ",".join(map(str, action.choices)) + "}" if action.choices else "")
         name = ", ".join(action.option_strings) or str(value or action.dest)
@@ -66,9 +74,9 @@ def page() -> str:
     """The whole page."""
     lines = [HEAD, "| | |", "|---|---|", *(f"| `{name}` | {text} |" for name, text in VARIABLES.items())]
     for command in cli.COMMANDS:
-        parser = parser_of(command)
-        lines += ["", f"## `msa-backend {command}`", "", parser.description or "", "", "| | |", "|---|---|"]
-        lines += rows(parser)
+        for parser in with_nested(parser_of(command)):
+            lines += ["", f"## `{parser.prog}`", "", parser.description or "", "", "| | |", "|---|---|"]
+            lines += rows(parser)
     return "\n".join(lines) + "\n"
 
 
