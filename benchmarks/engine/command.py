@@ -1,14 +1,15 @@
-"""Our model class and vLLM's own in the same engine on the same files: how long does a user wait?
+"""Our model class and the engine's own in the same engine on the same files: how long does a user wait?
 
     python benchmarks/engine write MODEL                          # 20 layers, released attention, random weights
     python benchmarks/engine run MODEL out.json                   # both classes, one table
     python benchmarks/engine run MODEL out.json --only profile    # kernels and GPU time of a step
     python benchmarks/engine run MODEL out.json --only equal      # do they say the same? with graphs and without
     python benchmarks/engine run MODEL out.json --only serve      # `vllm bench serve` on conversations
+    python benchmarks/engine run MODEL out.json --engine sglang   # any of them in SGLang, but for serve
     python benchmarks/engine table out.json more.json             # several results as one
 
-Each class runs in a process of its own, one after the other, with vLLM's defaults but for --max-model-len and what
---options says; the settings that vLLM resolved are in the JSON. In this repository's folder set PYTHONSAFEPATH=1.
+Each class runs in a process of its own, one after the other, with the engine's defaults but for --max-model-len and
+what --options says; the settings that it resolved are in the JSON. In this repository's folder set PYTHONSAFEPATH=1.
 A class with other options than the rest is one more class. How far fp8 caches move log-probabilities, for example,
 beside how far the two classes are apart without them:
 
@@ -21,6 +22,9 @@ To see on a CPU that it works, in a minute, with a model of `msa-backend tiny`:
 
     python benchmarks/engine run TINY out.json --classes ours --contexts 512 --suffixes 64 --batches 1,2 --repeats 1
         --max-model-len 2048 --options '{"enforce_eager": true}'
+    SGLANG_USE_CPU_ENGINE=1 python benchmarks/engine run TINY out.json --engine sglang --classes ours --contexts 512
+        --suffixes 64 --batches 1,2 --repeats 1 --max-model-len 2048
+        --options '{"device": "cpu", "max_total_tokens": 16384}'
 """
 
 from __future__ import annotations
@@ -35,6 +39,7 @@ from pathlib import Path
 from typing import Any
 
 from engine import cells, checkpoint, children, conversations, equal, machine, profile, record, serve
+from engine.engines import ENGINES
 
 PARTS = (*children.PARTS, "serve")
 
@@ -76,18 +81,23 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     showing.add_argument("files", type=Path, nargs="+")
     showing.add_argument("--out", type=Path, help="write the joined result here")
     add_run(steps.add_parser("run", help="measure", formatter_class=argparse.ArgumentDefaultsHelpFormatter))
-    return parser.parse_args(words)
+    arguments = parser.parse_args(words)
+    for part in getattr(arguments, "only", ()):
+        if reason := ENGINES[arguments.engine].lacks.get(part):
+            parser.error(f"--only {part} does not go with --engine {arguments.engine}: {reason}; leave it out")
+    return arguments
 
 
 def add_run(running: argparse.ArgumentParser) -> None:
     running.add_argument("model", help="a folder that `write` made, or any MiniMax-M3")
     running.add_argument("out", type=Path, help="the result, JSON; logs go beside it")
     running.add_argument("--only", type=names(PARTS), default=("cells",), help=f"of {', '.join(PARTS)}")
-    of = f"of {', '.join(children.CLASSES)}; the first is compared with the others; equal adds eager"
-    running.add_argument("--classes", type=names(children.CLASSES), default=("ours", "in-tree"), help=of)
+    running.add_argument("--engine", choices=ENGINES, default="vllm", help="that measures both classes")
+    of = f"of {', '.join(children.NAMES)}; the first is compared with the others; equal adds eager"
+    running.add_argument("--classes", type=names(children.NAMES), default=("ours", "in-tree"), help=of)
     running.add_argument("--rounds", type=int, default=1, help="runs of each class, in turn")
     running.add_argument("--max-model-len", type=int, default=524_288, help="of both")
-    running.add_argument("--options", type=json.loads, default={}, help="more arguments of vllm.LLM, as JSON")
+    running.add_argument("--options", type=json.loads, default={}, help="more arguments of the engine, JSON")
     running.add_argument("--ours-options", type=json.loads, default={}, help="the same for our class alone")
     also = 'one of these once more, with other options: NAME=CLASS{"option": ...}; may be given several times'
     running.add_argument("--also", type=another, action="append", default=[], help=also)
@@ -122,13 +132,13 @@ def add_run(running: argparse.ArgumentParser) -> None:
     group.add_argument("--first", type=int, default=shape.first, help="tokens of the first prompt after it")
 
 
-def another(text: str) -> tuple[str, children.Class]:
+def another(text: str) -> tuple[str, str, dict[str, Any]]:
+    """Its name, the class that it is once more, and in which options it is another."""
     name, _, rest = text.partition("=")
     of, brace, options = rest.partition("{")
-    if of not in children.CLASSES:
-        raise argparse.ArgumentTypeError(f"{of!r} is not one of {', '.join(children.CLASSES)}")
-    one = children.CLASSES[of]
-    return name, children.Class(one.environment, one.options | json.loads(brace + options))
+    if of not in children.NAMES:
+        raise argparse.ArgumentTypeError(f"{of!r} is not one of {', '.join(children.NAMES)}")
+    return name, of, json.loads(brace + options)
 
 
 def names(allowed: Collection[str]) -> Any:
@@ -150,6 +160,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Measure each class in turn; what there is so far is written after every one."""
     found: dict[str, Any] = {
         "what": record.WHAT,
+        "engine": arguments.engine,
         "command": " ".join(["benchmarks/engine", *sys.argv[1:]]),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         **machine.facts(),
@@ -162,7 +173,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         options = options_of(one_of, arguments)
         measure = served if "serve" in plans else children.run
         started = time.monotonic()
-        one = measure(name, one_of, arguments.model, options, plans, folder, show)
+        one = measure(arguments.engine, name, one_of, arguments.model, options, plans, folder, show)
         took = round(time.monotonic() - started, 1)
         found["runs"].append({"class": name, "round": number, "seconds": took, "options": options} | one)
         arguments.out.write_text(json.dumps(found) + "\n")
@@ -170,8 +181,9 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def options_of(one: children.Class, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Of `vllm.LLM`, for a class."""
-    options = {"language_model_only": True, "max_model_len": arguments.max_model_len} | arguments.options
+    """Of the engine, for a class."""
+    engine = ENGINES[arguments.engine]
+    options = engine.options | {engine.longest: arguments.max_model_len} | arguments.options
     if one.is_ours:
         options |= arguments.ours_options
     return options | one.options
@@ -198,7 +210,10 @@ def jobs(arguments: argparse.Namespace) -> Iterator[tuple[int, str, children.Cla
     }  # fmt: skip
     plans = {part: plan for part, plan in plans.items() if part in arguments.only}
     shape = conversations.Shape(arguments.conversations, arguments.turns, arguments.shared, arguments.first)
-    classes = {name: children.CLASSES[name] for name in arguments.classes} | dict(arguments.also)
+    known = children.classes(ENGINES[arguments.engine])
+    classes = {name: known[name] for name in arguments.classes}
+    for name, of, options in arguments.also:
+        classes[name] = children.Class(known[of].environment, known[of].options | options)
     for number in range(arguments.rounds):
         if number:
             plans.pop("equal", None)  # a second round would say the same
@@ -206,13 +221,14 @@ def jobs(arguments: argparse.Namespace) -> Iterator[tuple[int, str, children.Cla
             if plans:
                 yield number, name, one, plans
         if "equal" in plans and "eager" not in classes:
-            yield number, "eager", children.CLASSES["eager"], {"equal": plans["equal"]}
+            yield number, "eager", known["eager"], {"equal": plans["equal"]}
         if "serve" in arguments.only:
             for name, one in classes.items():
                 yield number, name, one, {"serve": serve.Plan(arguments.concurrency, shape)}
 
 
 def served(
+    engine: str,
     name: str,
     one: children.Class,
     model: str,
@@ -224,7 +240,7 @@ def served(
     """What `children.run` is for the other parts."""
     found: dict[str, Any] = {"parts": {"serve": []}}
     try:
-        for row in serve.measure(model, options, plans["serve"], children.environment(one), folder):
+        for row in serve.measure(model, options, plans["serve"], children.environment(ENGINES[engine], one), folder):
             found["parts"]["serve"].append(row)
             show(children.brief(row))
     except (RuntimeError, OSError) as error:

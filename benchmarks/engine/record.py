@@ -8,7 +8,7 @@ from typing import Any
 
 from engine import equal, profile, table
 
-WHAT = "ours: msa-backend; in-tree: vLLM's own class; eager: ours without CUDA graphs"
+WHAT = "ours: msa-backend; in-tree: the engine's own class; eager: ours without CUDA graphs"
 RESOLVED = ("cudagraph_mode", "max_num_seqs", "max_num_batched_tokens", "kv_cache_tokens", "model_runner")
 
 
@@ -28,8 +28,8 @@ def finished(record: dict[str, Any]) -> dict[str, Any]:
 def joined(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Several finished records as one; samples of the same cell stand together."""
     record: dict[str, Any] = {"what": WHAT}
-    for key in ("command", "date", "device", "versions"):
-        each = [one[key] for one in records]
+    for key in ("engine", "command", "date", "device", "versions"):
+        each = [one.get(key, "vllm") for one in records]  # the first results were all of vLLM and did not say so
         record[key] = each[0] if all(value == each[0] for value in each) else each
     record["runs"] = [run for one in records for run in one["runs"]]
     for one in records:
@@ -59,7 +59,7 @@ def failures(record: dict[str, Any]) -> list[str]:
 
 def lines(record: dict[str, Any]) -> Iterator[str]:
     """Everything a reader wants to see of a finished record."""
-    yield f"{record['device']}, {record['versions']}"
+    yield f"{record.get('engine', 'vllm')}, {record['device']}, {record['versions']}"
     for run in record["runs"]:
         head = f"{run['class']}: {run['seconds']:.0f} s in all"
         if "resolved" in run:
