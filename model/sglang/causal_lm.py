@@ -15,6 +15,7 @@ from torch import nn
 from msa_backend.sglang.in_place import require_in_place
 from msa_backend.sglang.model_config import recorded
 
+from .attention import M3SparseAttention
 from .decoder import M3Model
 from .load import load_weights
 
@@ -56,6 +57,11 @@ class MiniMaxM3ForCausalLM(nn.Module):
             )
         )
         self.logits_processor = LogitsProcessor(getattr(config, "text_config", config))
+
+    @property
+    def sparse_attention(self) -> list[M3SparseAttention]:
+        """Of the layers that have it, in their order."""
+        return [module for module in self.modules() if isinstance(module, M3SparseAttention)]
 
     def get_input_embeddings(self) -> nn.Module:
         return self.model.embed_tokens
