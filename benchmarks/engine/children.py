@@ -15,13 +15,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from engine import cells, engines, equal, profile
+from engine import cells, engines, equal, profile, truth
 from engine.engines import Engine
 
 PARTS: dict[str, tuple[type, Callable[..., Iterator[dict[str, Any]]]]] = {
     "cells": (cells.Plan, cells.measure),
     "profile": (profile.Plan, profile.measure),
     "equal": (equal.Plan, equal.measure),
+    "truth": (truth.Plan, truth.measure),
 }
 NEWS = "[bench] "  # begins a line that the parent shows
 
@@ -62,7 +63,6 @@ def run(
     engine: str,
     name: str,
     one: Class,
-    model: str,
     options: dict[str, Any],
     plans: dict[str, Any],
     folder: Path,
@@ -82,12 +82,11 @@ def run(
         `Session.header`, and under `parts` the rows of each part. Had the child failed, what it found until then and
         under `failed` the end of its log.
     """
-    job = {"engine": engine, "model": model, "options": options}
-    job["plans"] = {part: asdict(plan) for part, plan in plans.items()}
-    (folder / "job.json").write_text(json.dumps(job))
-    report = folder / "report.json"
+    job = {"engine": engine, "options": options, "plans": {part: asdict(plan) for part, plan in plans.items()}}
+    (file := folder / f"{name}-job.json").write_text(json.dumps(job))
+    report = folder / f"{name}-report.json"
     report.unlink(missing_ok=True)
-    command = [sys.executable, str(Path(__file__).parent), "child", str(folder / "job.json"), str(report)]
+    command = [sys.executable, str(Path(__file__).parent), "child", str(file), str(report)]
     last: deque[str] = deque(maxlen=40)
     with (folder / f"{name}.log").open("a") as log:
         process = subprocess.Popen(
@@ -121,7 +120,7 @@ def work(job_file: Path, report_file: Path) -> None:
         print(f"{NEWS}{time.monotonic() - began:6.1f} s  {news}", flush=True)
 
     job = json.loads(job_file.read_text())
-    session = engines.start(job["engine"], job["model"], job["options"])
+    session = engines.start(job["engine"], job["options"])
     report = session.header() | {"parts": {}}
     tell(report["resolved"]["model_class"])
     for part, fields in job["plans"].items():

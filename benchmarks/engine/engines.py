@@ -14,6 +14,7 @@ class Engine:
 
     Attributes:
         title: its name in sentences.
+        model: its option for the model.
         longest: its option for the longest sequence.
         eager: the options that turn its graphs off.
         options: that every run gives it.
@@ -22,6 +23,7 @@ class Engine:
     """
 
     title: str
+    model: str
     longest: str
     eager: dict[str, Any]
     options: dict[str, Any] = field(default_factory=dict)
@@ -32,6 +34,7 @@ class Engine:
 ENGINES = {
     "vllm": Engine(
         "vLLM",
+        "model",
         "max_model_len",
         {"enforce_eager": True},
         {"language_model_only": True},
@@ -40,6 +43,7 @@ ENGINES = {
     ),
     "sglang": Engine(
         "SGLang",
+        "model_path",
         "context_length",
         {"disable_cuda_graph": True},
         lacks={"serve": "`vllm bench serve` replays conversations against vLLM's server alone"},
@@ -47,12 +51,12 @@ ENGINES = {
 }
 
 
-def start(engine: str, model: str, options: dict[str, Any]) -> Session:
+def start(engine: str, options: dict[str, Any]) -> Session:
     """A running engine by its name in ENGINES."""
     if engine == "sglang":
         from engine.on_sglang import SGLangSession
 
-        return SGLangSession(model, options)
+        return SGLangSession(options)
     from engine.on_vllm import VLLMSession
 
-    return VLLMSession(model, options)
+    return VLLMSession(options)

@@ -25,15 +25,15 @@ PATIENCE = 300
 class SGLangSession(Session):
     """A `sglang.Engine`."""
 
-    def __init__(self, model: str, options: dict[str, Any]) -> None:
-        """Start an engine with `options` of `sglang.Engine`; what they leave out is SGLang's default."""
+    def __init__(self, options: dict[str, Any]) -> None:
+        """Start an engine with `options` of `sglang.Engine`, the model among them; else with SGLang's defaults."""
         import sglang
 
         self._traces = tempfile.TemporaryDirectory(prefix="traces-")
         started = time.monotonic()
-        self.llm = sglang.Engine(model_path=model, **{"skip_tokenizer_init": True, "log_level": "info"} | options)
+        self.llm = sglang.Engine(**{"skip_tokenizer_init": True, "log_level": "info"} | options)
         self.start_seconds = time.monotonic() - started
-        self.resolved = resolved(self.llm.get_server_info(), model)
+        self.resolved = resolved(self.llm.get_server_info(), options["model_path"])
         self._numbers = itertools.count()
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._news: asyncio.Queue[tuple[str, float, int, bool]] = asyncio.Queue()

@@ -6,14 +6,14 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from engine import equal, profile, table
+from engine import equal, profile, table, truth
 
 WHAT = "ours: msa-backend; in-tree: the engine's own class; eager: ours without CUDA graphs"
 RESOLVED = ("cudagraph_mode", "max_num_seqs", "max_num_batched_tokens", "kv_cache_tokens", "model_runner")
 
 
 def finished(record: dict[str, Any]) -> dict[str, Any]:
-    """`record` with its tables, and without the log-probabilities that the comparison was made from.
+    """`record` with its tables, and without the log-probabilities that comparisons were made from.
 
     Args:
         record: its `runs` have `class`, `round`, `parts`, and what `Session.header` says.
@@ -21,6 +21,9 @@ def finished(record: dict[str, Any]) -> dict[str, Any]:
     raw = {run["class"]: run["parts"].pop("equal") for run in record["runs"] if "equal" in run["parts"]}
     if raw:
         record["equal"] = equal.compare(raw)
+    exact = {run["class"]: truth.summary(rows) for run in record["runs"] if (rows := run["parts"].pop("truth", None))}
+    if exact:
+        record["truth"] = exact
     record["table"] = [vars(row) for row in table.rows(timed(record))]
     return record
 
@@ -33,8 +36,9 @@ def joined(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
         record[key] = each[0] if all(value == each[0] for value in each) else each
     record["runs"] = [run for one in records for run in one["runs"]]
     for one in records:
-        if "equal" in one:
-            record["equal"] = record.get("equal", {}) | one["equal"]
+        for compared in ("equal", "truth"):
+            if compared in one:
+                record[compared] = record.get(compared, {}) | one[compared]
     return finished(record)
 
 
@@ -78,4 +82,6 @@ def lines(record: dict[str, Any]) -> Iterator[str]:
     yield from profile.lines(profiles)
     if "equal" in record:
         yield json.dumps(record["equal"], indent=1)
+    if "truth" in record:
+        yield json.dumps(record["truth"], indent=1)
     yield from failures(record)
