@@ -37,7 +37,7 @@ class Plan:
         kinds: which of KINDS.
         repeats: samples a cell.
         window_ms: how long one sample of decode lasts, roughly.
-        gpu_steps: decode steps that are profiled.
+        gpu_steps: decode steps that are profiled; with 0 the engine's clock is the only one.
         cold_tokens: cold prompts are repeated only as often as this many tokens allow, once at least.
         prefix_tokens: the rows of a batch share as many different cached prompts as fit in this, one at least.
         row_tokens: a batch whose prompts have more tokens together is left out: handing them over takes too long.
@@ -79,7 +79,7 @@ def measure(session: Session, plan: Plan) -> Iterator[dict[str, Any]]:
             yield from suffixes(session, plan, context, clock)
         if "decode" in plan.kinds:
             yield from decode(session, plan, context, ENGINE, clock)
-    if "decode" in plan.kinds:
+    if "decode" in plan.kinds and plan.gpu_steps:
         for context in plan.contexts:
             yield from decode(session, plan, context, GPU, clock)
 
