@@ -79,7 +79,7 @@ class Recording(torch.nn.Module):
             yield name, SimpleNamespace(weight_loader=lambda *given, name=name, **shard: self.note(name, given, shard))
 
     def note(self, name: str, given: tuple[Any, ...], shard: dict[str, Any]) -> None:
-        self.given.append((name, shard | {"rows": given[1].shape[0]}))
+        self.given.append((name, shard | {"tensor": given[1]}))
 
 
 @pytest.mark.parametrize("shared", [0, 1])
@@ -89,13 +89,19 @@ def test_a_shared_expert_loads_as_one_behind_the_routed_ones(shared: int):
 
     shapes = expected_shapes(CONFIG)
     model = Recording(shapes)
-    loaded = load_weights(model, ((name, torch.empty(shape)) for name, shape in shapes.items()), CONFIG, shared)
+    kinds = {"gate": 1.0, "down": 2.0, "up": 3.0}  # as w1, w2 and w3
+    weights = {
+        name: torch.full(shape, next((number for kind, number in kinds.items() if f".{kind}_proj." in name), 0.0))
+        for name, shape in shapes.items()
+    }
+    loaded = load_weights(model, weights.items(), CONFIG, shared)
     behind = [(name, shard) for name, shard in model.given if shard.get("expert_id") == CONFIG.num_experts]
     assert len(behind) == 3 * sum(CONFIG.moe_layers) * shared
     for name, shard in behind:
         down = shard["shard_id"] == "w2"
         assert name.endswith("experts.w2_weight" if down else "experts.w13_weight")
-        assert shard["rows"] == (CONFIG.hidden_size if down else CONFIG.shared_intermediate_size)
+        assert len(shard["tensor"]) == (CONFIG.hidden_size if down else CONFIG.shared_intermediate_size)
+        assert f"w{shard['tensor'][0, 0]:.0f}" == shard["shard_id"]
     assert any("shared_experts" in name for name in loaded) != bool(shared)
 
 
