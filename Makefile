@@ -16,7 +16,7 @@ SERVE_ARGS_sglang := --attention-backend msa --device cpu --context-length 2048 
 INTERPRET := $(if $(shell command -v nvidia-smi),0,1)
 
 # What an environment other than the first has to run again; each compiles with a Triton of its own.
-ENGINE_TESTS := tests/engines tests/$(ENGINE) tests/patches tests/test_attend.py tests/kernels/gpu/test_compiles.py
+ENGINE_TESTS := tests/examples tests/engines tests/$(ENGINE) tests/patches tests/test_attend.py tests/kernels/gpu/test_compiles.py
 
 BIN := $(VENV)/bin
 # A Python started here would otherwise import ./kernels where SGLang and transformers mean the
@@ -25,7 +25,7 @@ export PYTHONSAFEPATH := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help serve serve-sglang test test-sglang lint typecheck clean
+.PHONY: help serve serve-sglang test test-sglang lint typecheck docs clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -65,12 +65,15 @@ lint: $(VENV)/.test-ready ## check the style
 typecheck: $(VENV)/.test-ready ## check the types
 	$(BIN)/python tools/typecheck.py
 
-clean: ## remove what make made: the environments, the tiny checkpoint and build outputs
-	rm -rf .venv .venv-sglang $(VENV) tiny-m3 build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+docs: $(VENV)/.test-ready ## build the pages of docs/ as a site in site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+clean: ## remove what make made: the environments, the tiny checkpoint, the site and build outputs
+	rm -rf .venv .venv-sglang $(VENV) tiny-m3 build dist site *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
 
 # The two marks are written last, so an interrupted install is taken up again by the next run.
 $(VENV)/.serve-ready: envs/$(ENGINE)-cpu.txt pyproject.toml tools/setup_env.py
-	@python=$${PYTHON:-$$(tools/find_python)} || exit 1; "$$python" tools/setup_env.py --engine $(ENGINE) $(VENV)
+	@python=$${PYTHON:-$$(tools/find_python $(ENGINE))} || exit 1; "$$python" tools/setup_env.py --engine $(ENGINE) $(VENV)
 	@touch $@
 
 $(VENV)/.test-ready: envs/dev.txt $(VENV)/.serve-ready

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from fractions import Fraction
 from math import prod
 from typing import NamedTuple
@@ -13,6 +14,7 @@ BITS = {"bf16": 16.0, "mxfp8": 8 + 8 / 32, "fp8": 8 + 32 / 128**2}
 """Of a quantized weight with its share of the scales: one byte for 32 weights, or four for 128 x 128."""
 NEVER_QUANTIZED = ("model.embed_tokens.weight", "lm_head.weight", "block_sparse_moe.gate.weight")
 OF_KV_HEADS = ("self_attn.k_proj.weight", "self_attn.v_proj.weight", "self_attn.index_q_proj.weight")
+ROUTED = ".experts."
 WHOLE_ON_EACH_RANK = ("norm.weight", "index_k_proj.weight", "block_sparse_moe.gate.weight", "e_score_correction_bias")
 UTILIZATION = 0.92
 """Share of a GPU's memory that vLLM takes, unless ``--gpu-memory-utilization`` says otherwise."""
@@ -44,8 +46,27 @@ def weight_bytes(config: M3Config, ranks: int = 1, form: str = "bf16") -> int:
     Args:
         form: how linear layers and experts are kept, one of :data:`BITS`; all else is bf16.
     """
+    return round(sum(bits for _, _, bits in _bits(config, ranks, form)) / 8)
+
+
+def used_weights(config: M3Config, tokens: int, ranks: int = 1, form: str | None = None) -> float:
+    """What ``tokens`` tokens of a step multiply by on one rank, of the routed experts as many as they meet on average.
+
+    Args:
+        form: as of :func:`weight_bytes`; None counts weights, not bytes.
+    """
+    # Each token goes to some experts, the same for none of them: so large a share of all is met by one or more.
+    met = 1 - (1 - config.num_experts_per_tok / config.num_experts) ** tokens if config.num_experts else 0
+    found = 0.0
+    for name, count, bits in _bits(config, ranks, form or "bf16"):
+        if config.tie_word_embeddings or name != "model.embed_tokens.weight":  # a row of it is looked up
+            found += (count if form is None else bits / 8) * (met if ROUTED in name else 1)
+    return found
+
+
+def _bits(config: M3Config, ranks: int, form: str) -> Iterator[tuple[str, float, float]]:
+    """Of each weight of the text model: its name, how many numbers of it lie on a rank, and in how many bits."""
     of_kv_heads = Fraction(kv_heads_per_rank(config, ranks), config.msa.num_kv_heads)
-    bits = 0.0
     for name, shape in expected_shapes(config).items():
         share = Fraction(1, ranks)
         if name.endswith(OF_KV_HEADS):
@@ -53,8 +74,8 @@ def weight_bytes(config: M3Config, ranks: int = 1, form: str = "bf16") -> int:
         elif name.endswith(WHOLE_ON_EACH_RANK):
             share = Fraction(1)
         quantized = len(shape) == 2 and not name.endswith(NEVER_QUANTIZED)
-        bits += prod(shape) * float(share) * (BITS[form] if quantized else BITS["bf16"])
-    return round(bits / 8)
+        count = prod(shape) * float(share)
+        yield name, count, count * (BITS[form] if quantized else BITS["bf16"])
 
 
 def cache_bytes(config: M3Config, ranks: int = 1, kv_item: int = 2, index_item: int = 2) -> CacheBytes:

@@ -14,6 +14,7 @@ COMMANDS = {
     "doctor": ("msa_backend.doctor", "check the installation: versions, what is supported, whether the plugin works"),
     "inspect": ("msa_backend.inspect", "show which blocks a checkpoint selects, and how much attention they hold"),
     "probe": ("msa_backend.probe", "check that a server finds facts anywhere in a long prompt"),
+    "size": ("msa_backend.size", "compute what a model takes on given GPUs, and what MSA saves at a length"),
     "tiny": ("msa_backend.tiny", "write a small MiniMax-M3 checkpoint with random weights"),
 }
 

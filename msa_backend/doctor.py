@@ -14,12 +14,9 @@ import platform
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
-from msa_backend import __version__, fit
-from msa_backend.config import MSAError
-from msa_backend.fit import Wish
+from msa_backend import __version__
 from msa_backend.patches import NOT_APPLIED, Patch
 from msa_backend.patches.registry import PATCHES
 from msa_backend.plugin import is_disabled
@@ -86,15 +83,12 @@ class Report:
     disabled: bool = False
     excluded: list[str] = field(default_factory=list)
     patches: list[dict[str, str]] = field(default_factory=list)
-    model: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
 
-def examine(wish: Wish | None = None) -> Report:
+def examine() -> Report:
     report = Report()
-    if wish is not None:
-        _find_model(report, wish)
     # Engines greet on stdout while they load; only the report belongs there.
     with contextlib.redirect_stdout(sys.stderr):
         _find_versions(report)
@@ -104,15 +98,6 @@ def examine(wish: Wish | None = None) -> Report:
             _find_entry_point(report, engine)
             _find_patches(report, engine, _load_plugins(report, engine))
     return report
-
-
-def _find_model(report: Report, wish: Wish) -> None:
-    try:
-        report.model, warnings = fit.examine(wish)
-    except MSAError as error:
-        report.problems.append(str(error))
-    else:
-        report.warnings += warnings
 
 
 def _installed(distribution: str) -> str | None:
@@ -231,8 +216,6 @@ def _lines(report: Report) -> Iterator[str]:
         yield f"{'entry point':<14}{group}: {value or 'missing'}"
     for patch in report.patches:
         yield f"{'patch':<14}{patch['name']}: {patch['status']}"
-    for line in report.model:
-        yield f"{'model':<14}{line}"
     for warning in report.warnings:
         yield f"warning: {warning}"
     for problem in report.problems:
@@ -242,22 +225,9 @@ def _lines(report: Report) -> Iterator[str]:
 
 
 def run(options: argparse.Namespace) -> int:
-    report = examine(_wish(options))
+    report = examine()
     print(json.dumps(asdict(report), indent=2) if options.json else "\n".join(_lines(report)))
     return 1 if report.problems else 0
-
-
-def _wish(options: argparse.Namespace) -> Wish | None:
-    if options.model is None:
-        return None
-    return Wish(
-        model=options.model,
-        ranks=options.tensor_parallel_size,
-        kv_item=1 if options.kv_cache_dtype == "fp8" else 2,
-        index_item=1 if options.indexer_kv_dtype == "fp8" else 2,
-        max_model_len=options.max_model_len,
-        memory=options.gpu_memory * fit.GIB if options.gpu_memory else None,
-    )
 
 
 def add_parser(subparsers: Any) -> None:
@@ -267,11 +237,4 @@ def add_parser(subparsers: Any) -> None:
         description="Print what an issue report should contain; the exit status is 1 if something is broken.",
     )
     parser.add_argument("--json", action="store_true", help="print it as JSON")
-    model = parser.add_argument_group("how much memory a model takes")
-    model.add_argument("--model", type=Path, metavar="DIR", help="a MiniMax-M3 checkpoint; its config.json is enough")
-    model.add_argument("--tensor-parallel-size", type=int, default=1, metavar="N", help="ranks (default: %(default)s)")
-    model.add_argument("--kv-cache-dtype", choices=("bf16", "fp8"), default="bf16", help="default: %(default)s")
-    model.add_argument("--indexer-kv-dtype", choices=("bf16", "fp8"), default="bf16", help="default: %(default)s")
-    model.add_argument("--max-model-len", type=int, metavar="N", help="in tokens (default: what the config allows)")
-    model.add_argument("--gpu-memory", type=float, metavar="GIB", help="of one GPU, as nvidia-smi reports it")
     parser.set_defaults(run=run)

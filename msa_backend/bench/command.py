@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from msa_backend.bench import baselines
+from msa_backend.bench import baselines, serve
 from msa_backend.bench.cases import (
     BOUNDS,
     CALIBRATED,
@@ -99,6 +99,7 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument("--read", type=Path, metavar="FILE", help="plot the results in FILE instead of measuring")
     parser.set_defaults(run=run)
+    serve.add_parser(parser.add_subparsers(title="instead of kernels", metavar="serve"))
 
 
 def run(options: argparse.Namespace) -> int:

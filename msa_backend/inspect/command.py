@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from msa_backend.config import MSAError
-from msa_backend.fit import read_config
 from msa_backend.model.config import M3Config, text_section
+from msa_backend.size.memory import read_config
 from msa_backend.sizes import size, sizes
 
 from .errors import InspectError

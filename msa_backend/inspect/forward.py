@@ -1,7 +1,6 @@
 """The forward pass of ``transformers``' MiniMax-M3, chunk by chunk, and what its sparse layers choose on the way.
 
-Projections, norms, rope and the choice of blocks are those of ``transformers``. Attention is ours, since its own makes
-masks of ``[heads, queries, keys]``.
+The attention is that of :mod:`msa_backend.transformers`, which a notebook may use as well.
 """
 
 from __future__ import annotations
@@ -13,13 +12,11 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
-from msa_backend.kernels import api as kernels
 from msa_backend.kernels.batch import BLOCK_SIZE
-from msa_backend.tiny.forms import MINIMUM_TRANSFORMERS
+from msa_backend.transformers import MINIMUM_VERSION, attention
+from msa_backend.transformers.attention import ascending
 
-from . import dense
 from .errors import InspectError
 
 ATTENTION = "msa_inspect"
@@ -59,12 +56,12 @@ def load(model: Path, dtype: str, device: torch.device) -> Any:
         InspectError: ``transformers`` has no MiniMax-M3, or the checkpoint does not fit it.
     """
     try:
-        from transformers import AttentionInterface, MiniMaxM3SparseForConditionalGeneration
+        from transformers import MiniMaxM3SparseForConditionalGeneration
     except ImportError as error:
         raise InspectError(
-            f"inspecting needs transformers {MINIMUM_TRANSFORMERS} or newer, with MiniMax-M3 ({error}); install it"
+            f"inspecting needs transformers {MINIMUM_VERSION} or newer, with MiniMax-M3 ({error}); install it"
         ) from None
-    AttentionInterface.register(ATTENTION, _attention)
+    attention.register(ATTENTION, _attention)
     try:
         loaded, info = MiniMaxM3SparseForConditionalGeneration.from_pretrained(
             model, dtype=dtype, attn_implementation=ATTENTION, local_files_only=True, output_loading_info=True
@@ -130,49 +127,16 @@ def _attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    attention_mask: Tensor | None,
+    attention_mask: Any,
     scaling: float,
-    dropout: float = 0.0,
     block_indices: Tensor | None = None,
     observe: Observe | None = None,
     indices: dict[int, tuple[Tensor, Tensor]] | None = None,
-    **_: Any,
-) -> tuple[Tensor, None]:
-    """What ``transformers`` calls as the model's attention, without a mask, since it makes none for our name.
-
-    Args:
-        query: ``[1, num_heads, n, head_dim]``.
-        key, value: ``[1, num_kv_heads, seq_len, head_dim]``.
-        block_indices: ``[1, num_kv_heads, n, any]`` int64, -1 after the last; None in a dense layer.
-    """
-    q, k, v = query[0], key[0], value[0]
-    if block_indices is None:
-        positions = torch.arange(k.shape[1] - q.shape[1], k.shape[1], device=q.device)
-        return dense.attention(q, k, v, positions, scaling)[None], None
-    block_ids = ascending(block_indices[0], module.indexer.topk_blocks)
-    if observe is not None and indices is not None:
+    **kwargs: Any,
+) -> tuple[Tensor, Tensor | None]:
+    """:func:`~msa_backend.transformers.attention.attention` of one sequence, shown to ``observe`` first."""
+    if block_indices is not None and observe is not None and indices is not None:
         index_q, index_k = indices[module.layer_idx]
-        observe(module.layer_idx, Seen(q, k, index_q, index_k, block_ids, scaling))
-    return _sparse(q, k, v, block_ids, scaling)[None], None
-
-
-def ascending(block_ids: Tensor, topk: int) -> Tensor:
-    """``[..., topk]`` int32 of ``[..., any]`` in any order, -1 after the last as before."""
-    last = torch.iinfo(torch.int32).max
-    block_ids = block_ids.masked_fill(block_ids < 0, last).sort(-1).values
-    block_ids = pad(block_ids, (0, topk - block_ids.shape[-1]), value=last)
-    return block_ids.masked_fill(block_ids == last, -1).int()
-
-
-def _sparse(q: Tensor, k: Tensor, v: Tensor, block_ids: Tensor, scale: float) -> Tensor:
-    """``[n, num_heads, head_dim]``: the cache of ``transformers`` is one sequence whose pages lie in order."""
-    seq_len = k.shape[1]
-    missing = -seq_len % BLOCK_SIZE
-    pages = [pad(x, (0, 0, 0, missing)).unflatten(1, (-1, BLOCK_SIZE)).transpose(0, 1) for x in (k, v)]
-
-    def int32(*numbers: int) -> Tensor:
-        return torch.tensor(numbers, dtype=torch.int32, device=q.device)
-
-    table = torch.arange(len(pages[0]), dtype=torch.int32, device=q.device)[None]
-    batch = kernels.Batch(int32(0, q.shape[1]), int32(seq_len), table, q.shape[1], seq_len)
-    return kernels.sparse_attention(q.transpose(0, 1), kernels.LayerCaches(*pages), block_ids, batch, scale)
+        block_ids = ascending(block_indices[0], module.indexer.topk_blocks)
+        observe(module.layer_idx, Seen(query[0], key[0], index_q, index_k, block_ids, scaling))
+    return attention.attention(module, query, key, value, attention_mask, scaling, block_indices, **kwargs)

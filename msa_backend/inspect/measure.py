@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from msa_backend.bench.locality import NEIGHBOURS, distinct
+from msa_backend.transformers import dense
 
-from . import dense
 from .forward import Seen
 from .maps import Map
 from .plan import Plan

@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from msa_backend.tiny.errors import TinyCheckpointError
+from msa_backend.transformers import MINIMUM_VERSION
 
 if TYPE_CHECKING:
     import torch
-
-MINIMUM_TRANSFORMERS = "5.19"
 
 
 def model_class() -> Any:
@@ -25,14 +24,14 @@ def model_class() -> Any:
         import transformers
     except ImportError:
         raise TinyCheckpointError(
-            f"this form needs transformers {MINIMUM_TRANSFORMERS} or newer, which is not installed; "
+            f"this form needs transformers {MINIMUM_VERSION} or newer, which is not installed; "
             "install it or choose --form original"
         ) from None
     try:
         return transformers.MiniMaxM3SparseForConditionalGeneration
     except (AttributeError, ImportError):
         raise TinyCheckpointError(
-            f"this form needs transformers {MINIMUM_TRANSFORMERS} or newer, but {transformers.__version__} is "
+            f"this form needs transformers {MINIMUM_VERSION} or newer, but {transformers.__version__} is "
             "installed and has no MiniMax-M3; upgrade it or choose --form original"
         ) from None
 

@@ -1,4 +1,4 @@
-"""What an engine may be able to do, by name: what it lacks is skipped with the reason, and README says the same."""
+"""What an engine may be able to do, by name: what it lacks is skipped with the reason; docs/what-works.md agrees."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 
 class Can(Enum):
-    """A capability; the value is its row in README's table of what works, as far as the row's name is fixed."""
+    """A capability; the value is its row in the table of docs/what-works.md, as far as the row's name is fixed."""
 
     SERVE_TEXT = "text model"
     EQUAL_TRANSFORMERS = "equal to `transformers`"
@@ -35,7 +35,7 @@ class Can(Enum):
     ANY_CHUNK = "chunks that are not whole pages"
 
 
-NOT_IN_README = {Can.FP32, Can.ANY_CHUNK}
+NO_ROW = {Can.FP32, Can.ANY_CHUNK}
 
 
 @dataclass(frozen=True)
@@ -57,5 +57,5 @@ def refused(*asked: tuple[Mapping[str, Any], str]) -> Lack:
 
 
 def needs(*capabilities: Can) -> pytest.MarkDecorator:
-    """Skip where the engine lacks one of them. Where it has them, the test is what README's "works" rests on."""
+    """Skip where the engine lacks one of them. Where it has them, the test is what that page's "works" rests on."""
     return pytest.mark.needs(*capabilities)

@@ -13,6 +13,7 @@ from msa_backend.inspect.forward import Seen
 from msa_backend.kernels.cpu.select_blocks import best_blocks
 from msa_backend.kernels.selection import Selection
 from msa_backend.tiny import TinyShape
+from msa_backend.transformers.attention import ascending
 from tests import oracle
 
 SELECTION = Selection(TinyShape().topk, local_blocks=TinyShape().local_blocks)
@@ -63,7 +64,7 @@ def test_hidden_states(read: Read, truth: tuple[torch.Tensor, dict[int, torch.Te
 @pytest.mark.parametrize("layer", [1, 2, 3])
 def test_choices(layer: int, read: Read, truth: tuple[torch.Tensor, dict[int, torch.Tensor]]):
     assert set(truth[1]) == {1, 2, 3}
-    assert torch.equal(read.block_ids(layer), forward.ascending(truth[1][layer], SELECTION.topk))
+    assert torch.equal(read.block_ids(layer), ascending(truth[1][layer], SELECTION.topk))
 
 
 @pytest.mark.parametrize("layer", [1, 2, 3])

@@ -9,7 +9,7 @@ from ..memory import growth, measured
 SCRIPT = """
 import resource
 import torch
-from msa_backend.inspect import dense
+from msa_backend.transformers import dense
 from msa_backend.inspect.forward import Seen
 from msa_backend.inspect.measure import Measures
 from msa_backend.inspect.plan import Plan

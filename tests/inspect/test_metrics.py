@@ -8,12 +8,14 @@ from typing import Any
 import pytest
 import torch
 
-from msa_backend.inspect import dense, report
-from msa_backend.inspect.forward import Seen, ascending
+from msa_backend.inspect import report
+from msa_backend.inspect.forward import Seen
 from msa_backend.inspect.measure import Measures
 from msa_backend.inspect.plan import Plan, sample
 from msa_backend.inspect.selectors import SELECTORS
 from msa_backend.kernels.selection import Selection
+from msa_backend.transformers import dense
+from msa_backend.transformers.attention import ascending
 
 from . import brute
 

@@ -6,13 +6,13 @@ import json
 import re
 from math import prod
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from msa_backend.fit import GIB
 from msa_backend.model import sizing
 from msa_backend.model.config import M3Config
+from msa_backend.size.memory import GIB
+from msa_backend.size.released import TEXT_CONFIG
 
 from . import configs
 
@@ -22,32 +22,8 @@ MEMORY = {"H100": 79.6 * GIB, "A100": 79.3 * GIB, "H200": 139.8 * GIB}
 
 
 def released() -> M3Config:
-    """The released model: 60 layers, of which 3 are dense."""
-    layers = [0] * 3 + [1] * 57
-    sparse: dict[str, Any] = configs.original()["sparse_attention_config"] | {
-        "sparse_num_index_heads": 4,
-        "sparse_topk_blocks": 16,
-        "sparse_disable_index_value": layers,
-        "sparse_attention_freq": layers,
-    }
-    return M3Config.from_text_config(
-        configs.original()
-        | {
-            "vocab_size": 200_064,
-            "hidden_size": 6144,
-            "intermediate_size": 3072,
-            "dense_intermediate_size": 12_288,
-            "shared_intermediate_size": 3072,
-            "num_hidden_layers": 60,
-            "num_attention_heads": 64,
-            "num_key_value_heads": 4,
-            "max_position_embeddings": 524_288,
-            "num_local_experts": 128,
-            "num_experts_per_tok": 4,
-            "moe_layer_freq": layers,
-            "sparse_attention_config": sparse,
-        }
-    )
+    """60 layers, of which 3 are dense."""
+    return M3Config.from_text_config(TEXT_CONFIG)
 
 
 def test_the_released_model():

@@ -30,7 +30,7 @@ class Driver(ABC):
 
     Attributes:
         package: what is imported.
-        title: its name in sentences and in README's tables.
+        title: its name in sentences and in the tables of docs/what-works.md.
         names: by option of ``Options``, this engine's own name of the same thing, which takes the same value.
         switches_off: flags that turn off what is on by default, by option.
         other_backend: an attention backend of the engine's own that serves dense layers on a CPU.

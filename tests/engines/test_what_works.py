@@ -1,4 +1,4 @@
-"""README's tables say of each engine on a CPU what its driver says, and every "works" has a test.
+"""docs/what-works.md says of each engine on a CPU what its driver says, and every "works" has a test.
 
 The columns for GPUs are left out: this suite has not run there.
 """
@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from .capabilities import NOT_IN_README, Can
+from .capabilities import NO_ROW, Can
 from .drivers import DRIVERS
 from .drivers.base import Driver
 
-README = Path(__file__).parents[2] / "README.md"
+PAGE = Path(__file__).parents[2] / "docs" / "what-works.md"
 NO = ("not yet", "not tested", "written, not tested", "-")
 OPTIONS = {
     "this backend": "backend",
@@ -28,10 +28,9 @@ each_driver = pytest.mark.parametrize("driver", DRIVERS, ids=[driver.title for d
 
 
 def tables() -> list[list[dict[str, str]]]:
-    """Of each table under "What works" the rows, by the names of its columns."""
-    section = README.read_text().split("\n## What works\n")[1].split("\n## ")[0]
+    """Of each table the rows, by the names of its columns."""
     found = []
-    for lines in re.findall(r"(?:^\|.*\n)+", section, re.MULTILINE):
+    for lines in re.findall(r"(?:^\|.*\n)+", PAGE.read_text(), re.MULTILINE):
         names, _, *rows = ([text.strip() for text in line.strip("|").split("|")] for line in lines.splitlines())
         found.append([dict(zip(names, row, strict=True)) for row in rows])
     return found
@@ -47,7 +46,7 @@ def cell(rows: list[dict[str, str]], name: str, title: str) -> str:
 
 
 @each_driver
-@pytest.mark.parametrize("capability", [c for c in Can if c not in NOT_IN_README], ids=lambda c: c.name)
+@pytest.mark.parametrize("capability", [c for c in Can if c not in NO_ROW], ids=lambda c: c.name)
 def test_what_works(driver: Driver, capability: Can):
     said = cell(WORKS, capability.value, f"{driver.title} on a CPU")
     lack = driver.lacks("cpu", "float32").get(capability)
@@ -57,7 +56,7 @@ def test_what_works(driver: Driver, capability: Can):
 
 
 def test_every_row_is_a_capability():
-    named = [c.value for c in Can if c not in NOT_IN_README]
+    named = [c.value for c in Can if c not in NO_ROW]
     assert len(WORKS) == len(named)
 
 

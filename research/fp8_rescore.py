@@ -1,8 +1,8 @@
 """Can one-byte index keys choose the very blocks that bf16 keys choose, and does it pay?
 
-Run ``python benchmarks/fp8_rescore.py`` (about 90 s on one thread); ``--json FILE`` keeps all numbers. No kernel runs:
-shares of blocks are counted on random keys, times follow from rates measured on one H200. docs/fp8-index.md says what
-came of it.
+Run ``python research/fp8_rescore.py`` (about 90 s on one thread); ``--json FILE`` keeps all numbers. No kernel runs:
+shares of blocks are counted on random keys, times follow from rates measured on one H200. research/fp8-index.md says
+what came of it.
 
 **Method.** Beside each bf16 key ``k`` a byte a channel is cached, ``k8``, and a bound ``e >= |k - scale * k8|``
 (2-norm), rounded up. With ``s8`` the product of a query ``q`` with the rounded key,
@@ -401,7 +401,7 @@ def main() -> None:
     seconds = time.process_time() - start
     print(f"\n{arguments.tokens * HEADS} query rows, {seconds:.0f} s of CPU time")
     if arguments.json:
-        command = f"python benchmarks/fp8_rescore.py --tokens {arguments.tokens} --seed {arguments.seed}"
+        command = f"python research/fp8_rescore.py --tokens {arguments.tokens} --seed {arguments.seed}"
         kept = {"command": command, "torch": torch.__version__, "cpu_seconds": round(seconds)}
         text = ",\n".join(json.dumps(row) for row in rows)  # a line a row
         arguments.json.write_text(f'{json.dumps(kept)[:-1]}, "rows": [\n{text}\n]}}\n')

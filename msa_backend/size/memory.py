@@ -1,7 +1,4 @@
-"""What a checkpoint takes on given GPUs, and how many tokens of cache that leaves, for ``doctor``.
-
-Needs the checkpoint's ``config.json`` alone, no engine and no torch.
-"""
+"""What a model takes on given GPUs, and how many tokens of cache that leaves."""
 
 from __future__ import annotations
 
@@ -12,7 +9,7 @@ from typing import Any, NamedTuple
 
 from msa_backend.config import MSAError
 from msa_backend.model import sizing
-from msa_backend.model.config import M3Config, text_section
+from msa_backend.model.config import M3Config
 from msa_backend.model.quantization import quantization_section
 
 GIB = 2**30
@@ -24,14 +21,16 @@ class Wish(NamedTuple):
     """How a model is to be served.
 
     Attributes:
-        model: folder of the checkpoint; its ``config.json`` is enough.
+        config: its text half.
+        form: what its weights are kept in, one of :data:`msa_backend.model.sizing.BITS`.
         ranks: of tensor parallelism.
         kv_item, index_item: bytes of an element of the two caches.
         max_model_len: tokens of the longest sequence; None for what the config allows.
         memory: bytes of one GPU; None if unknown.
     """
 
-    model: Path
+    config: M3Config
+    form: str = "bf16"
     ranks: int = 1
     kv_item: int = 2
     index_item: int = 2
@@ -40,27 +39,24 @@ class Wish(NamedTuple):
 
 
 def examine(wish: Wish) -> tuple[list[str], list[str]]:
-    """Findings and warnings, a line each.
-
-    Raises:
-        MSAError: the folder has no config, or it is not one that MSA serves.
-    """
-    raw = read_config(wish.model)
-    config = M3Config.from_text_config(text_section(raw))
-    form = _form(raw)
-    weights = sizing.weight_bytes(config, wish.ranks, form)
+    """Findings and warnings, a line each."""
+    config = wish.config
+    weights = sizing.weight_bytes(config, wish.ranks, wish.form)
     cache = sizing.cache_bytes(config, wish.ranks, wish.kv_item, wish.index_item)
     length = wish.max_model_len or config.max_position_embeddings
     found = [
         f"{config.num_layers} layers, {sum(config.msa.sparse_layers)} of them sparse",
-        f"weights: {weights / 1e9:.1f} GB on each of {wish.ranks} ranks, {form}, without vision",
+        f"weights: {weights / 1e9:.1f} GB on each of {wish.ranks} ranks, {wish.form}, without vision",
         f"cache: {sum(cache):,} bytes a token on each rank, {cache.kv:,} of K/V and {cache.index_keys:,} of index "
         f"keys; {sum(cache) * length / 1e9:.1f} GB for {length:,} tokens",
     ]
     warnings = list(_warnings(config, length))
     if wish.memory is not None:
         tokens = sizing.tokens_that_fit(wish.memory, weights, cache)
-        found.append(f"of {wish.memory / GIB:.0f} GiB that leaves room for about {tokens:,} tokens of cache")
+        found.append(
+            f"of {wish.memory / GIB:.0f} GiB that leaves room for about {tokens:,} tokens of cache, "
+            f"{tokens // length:,} sequences of {length:,}"
+        )
         if tokens < length:
             warnings.append(
                 f"{length:,} tokens do not fit beside the weights, about {tokens:,} do: use more ranks, quantized "
@@ -93,7 +89,12 @@ def read_config(model: Path) -> Mapping[str, Any]:
         raise MSAError(f"{path} is not JSON ({error}); download it again") from None
 
 
-def _form(raw: Mapping[str, Any]) -> str:
+def form_of(raw: Mapping[str, Any]) -> str:
+    """What the weights of a checkpoint with this ``config.json`` are kept in.
+
+    Raises:
+        MSAError: something whose size is not known.
+    """
     quantization = quantization_section(raw)
     method = quantization.get("quant_method")
     if method == "modelopt" and quantization.get("quant_algo") == "MXFP8":

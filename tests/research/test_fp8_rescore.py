@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-PATH = Path(__file__).parents[2] / "benchmarks" / "fp8_rescore.py"
+PATH = Path(__file__).parents[2] / "research" / "fp8_rescore.py"
 spec = importlib.util.spec_from_file_location("fp8_rescore", PATH)
 assert spec is not None and spec.loader is not None
 study = importlib.util.module_from_spec(spec)
