@@ -83,8 +83,8 @@ def write_tiny_checkpoint(
     for stale in (*directory.glob("model*.safetensors"), directory / "model.safetensors.index.json"):
         stale.unlink(missing_ok=True)
     _save_model(directory, config, weights, shards)
-    save_tokenizer(directory)
-    _write_json(directory / "generation_config.json", configs.generation_config())
+    save_tokenizer(directory, shape.words, shape.max_positions)
+    _write_json(directory / "generation_config.json", configs.generation_config(shape.words))
     _write_json(directory / "preprocessor_config.json", configs.image_processor_config())
     _write_json(directory / "video_preprocessor_config.json", configs.video_processor_config())
     (directory / "README.md").write_text(CARD)
