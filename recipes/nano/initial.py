@@ -19,7 +19,7 @@ ALWAYS = 2.0
 LOOKING_BACK = 0.7
 """The share of the first layer's heads."""
 DECAY = 0.6
-"""Of the weight of a frequency to that of the next lower: the high ones tell neighbours apart, the low ones the rest."""
+"""Of a frequency's weight to that of the next higher one, which tells neighbours apart better."""
 GAIN = 2.2
 """Of its query and key norms each."""
 

@@ -21,6 +21,9 @@ SWIGLU_ALPHA, SWIGLU_LIMIT = 1.702, 7.0
 NEAR = 64
 """Tokens this near are never handicapped by `Reading.far_handicap`."""
 
+ROWS_AT_ONCE = 1024
+"""Queries whose scores are in memory at a time."""
+
 Score = Callable[[Tensor], Tensor]
 
 
@@ -145,22 +148,23 @@ def choice_mask(index_q: Tensor, index_k: Tensor, reading: Reading) -> Tensor | 
     blocks = -(-tokens // block)
     if topk is None or blocks <= topk:
         return None
-    places = torch.arange(tokens, device=index_k.device)
-    future = places[:, None] < places
-    scores = (index_q @ index_k.transpose(-1, -2)).masked_fill_(future, -torch.inf)
-    scores = block_scores(scores, block)
-    if reading.damage is not None:
-        scores = reading.damage(scores)
-    own = places // block
-    scores = scores.masked_fill(own[:, None] == torch.arange(blocks, device=own.device), torch.inf)
-    scores = scores.masked_fill(own[:, None] < torch.arange(blocks, device=own.device), -torch.inf)
-    left_out = torch.full_like(scores, -torch.inf).scatter_(-1, scores.topk(topk, -1).indices, 0.0)
-    return left_out.repeat_interleave(block, -1)[..., :tokens].masked_fill(future, -torch.inf)
+    places, numbers = torch.arange(tokens, device=index_k.device), torch.arange(blocks, device=index_k.device)
+    mask = index_q.new_full((*index_q.shape[:3], tokens), -torch.inf)
+    for rows in places.split(ROWS_AT_ONCE):
+        future, own = rows[:, None] < places, (rows // block)[:, None]
+        with torch.autocast(index_q.device.type, enabled=False):
+            logits = index_q[:, :, rows].float() @ index_k.float().transpose(-1, -2)
+        scores = block_scores(logits.masked_fill_(future, -torch.inf), block)
+        if reading.damage is not None:
+            scores = reading.damage(scores)
+        scores = scores.masked_fill(own == numbers, torch.inf).masked_fill(own < numbers, -torch.inf)
+        chosen = torch.full_like(scores, -torch.inf, dtype=mask.dtype)
+        chosen.scatter_(-1, scores.topk(topk, -1).indices, 0.0)
+        mask[:, :, rows] = chosen.repeat_interleave(block, -1)[..., :tokens].masked_fill_(future, -torch.inf)
+    return mask
 
 
-def indexer_lesson(
-    q: Tensor, k: Tensor, index_q: Tensor, index_k: Tensor, reading: Reading
-) -> tuple[Tensor, Tensor]:
+def indexer_lesson(q: Tensor, k: Tensor, index_q: Tensor, index_k: Tensor, reading: Reading) -> tuple[Tensor, Tensor]:
     """The cross entropy of block scores to the dense attention on blocks, at ``reading.rows``, and what a choice holds.
 
     The attention of a group's heads is summed, and summed over each block; the newest block, which is taken whatever
@@ -265,6 +269,8 @@ class Nano(nn.Module):
             positions = torch.arange(tokens.shape[1], device=tokens.device)[None]
         turn = rotation(positions, self.shape)
         x = self.embed_tokens(tokens)
+        if torch.is_autocast_enabled(x.device.type):
+            x = x.to(torch.get_autocast_dtype(x.device.type))  # as an engine keeps it
         for layer in self.layers:
             x = layer(x, turn, reading)
         return self.norm(x)

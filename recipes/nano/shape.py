@@ -8,7 +8,7 @@ from msa_backend.tiny.words import WORDS
 
 _TEXTS = (*tasks.WHO, *tasks.DID, *tasks.WHAT, *tasks.WHERE, *tasks.WHEN, *tasks.FIRST, *tasks.LAST)
 _SENTENCE_STARTS = ("The", "A", "Our", "Captain", "Agent", "Tool")
-_MORE = ("access", "code", "codes", "courier", "captain", "badge", "lookup", "archive", "reported")
+_MORE = ("access", "code", "codes", "courier", "captain", "captains", "badge", "lookup", "archive", "reported")
 
 NANO_WORDS = tuple(
     dict.fromkeys((*WORDS, *sorted({word for text in _TEXTS for word in text.split()}), *_SENTENCE_STARTS, *_MORE))

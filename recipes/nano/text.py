@@ -7,10 +7,11 @@ in a row, so that each text teaches many answers. A part of the texts has no que
 from __future__ import annotations
 
 import string
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from itertools import product
+from itertools import chain, product
+from math import exp, log
+from random import Random
 from typing import NamedTuple
 
 import numpy as np
@@ -19,7 +20,7 @@ from msa_backend.probe import tasks
 from msa_backend.tiny.tokenizer import BOS, EOS, PAD
 from msa_backend.tiny.words import WORDS
 
-from .vocabulary import encode, encode_code
+from .vocabulary import encode, encode_code, tokenizer
 
 Tokens = tuple[int, ...]
 
@@ -27,8 +28,13 @@ SAID, ASKED = 1, 2
 """Of a token that the model is to predict: because an answer has it, or because it is what was asked for."""
 
 USER, ASSISTANT, END = "]~b]user\n", "]~b]ai\n", f"{EOS}\n"
-RELATIONS = ("access code", "badge number")
-HEADER = "Read these notes. One question about them follows.\n\n"
+CODE, BADGE = "access code", "badge number"
+HEADER = " Read these notes. One question about them follows.\n\n"
+TRANSCRIPT = " Transcript of an agent's work.\n"
+SPEAKERS = ("\nAgent:", "\nTool:")
+NAMES = tuple(f"{first} {last}" for first, last in product(tasks.FIRST, tasks.LAST))
+NAME_WORDS = tuple(word for word in WORDS if len(word) > 3)
+LONGEST_SENTENCE = 14
 
 
 class Lesson(NamedTuple):
@@ -52,20 +58,22 @@ class Kind:
         length: tokens of a text.
         plain: the share of texts without questions.
         questions: most questions that follow a text.
-        stretched: the share of texts with gaps in their positions, up to ``longest`` in all.
-        fill: the share of the text's length that is filled; the rest are facts, as many as fit, or ``facts``.
-        facts: most facts in a text.
+        facts: most facts in a text, besides those that are asked for.
+        stretched: the share of texts with gaps in their positions.
+        longest: what positions stay below.
     """
 
     length: int
     plain: float = 0.3
     questions: int = 4
+    facts: int = 12
     stretched: float = 0.5
     longest: int = 1 << 20
-    facts: int = 12
 
 
 class Piece(NamedTuple):
+    """Tokens and their marks."""
+
     tokens: Tokens
     marks: Tokens
 
@@ -75,216 +83,212 @@ def said(tokens: Tokens, mark: int = 0) -> Piece:
 
 
 def join(*pieces: Piece) -> Piece:
-    return Piece(sum((p.tokens for p in pieces), ()), sum((p.marks for p in pieces), ()))
+    return Piece(*(tuple(chain.from_iterable(parts)) for parts in zip(*pieces, strict=True)))
 
 
-@cache
-def sentences() -> list[Tokens]:
-    """All random sentences of the probe, a space before each."""
-    parts = product(tasks.WHO, tasks.DID, tasks.WHAT, tasks.WHERE, tasks.WHEN)
-    return [sum((encode(f" {part}") for part in (who.capitalize(), *rest)), ()) + encode(".") for who, *rest in parts]
+class Asked(NamedTuple):
+    """A question, the facts that it is about, and its answer."""
+
+    facts: list[Piece]
+    question: str
+    reply: Piece
 
 
 class Writer:
     """Writes lessons from one stream of random numbers."""
 
-    def __init__(self, rng: np.random.Generator) -> None:
+    def __init__(self, rng: Random) -> None:
         self.rng = rng
+        self.named: set[str] = set()
 
     def lesson(self, kind: Kind) -> Lesson:
-        if self.rng.random() < kind.plain:
-            pieces = self._plain(kind)
-        else:
-            pieces = self._asked(kind)
+        self.named = set()
+        plain = self.rng.random() < kind.plain
+        pieces = self._plain(kind) if plain else self._questioned(kind)
+        # What does not fit is lost at the end, where there is another answer of many.
+        joined = Piece(*(part[: kind.length] for part in join(*pieces)))
         tokens = np.full(kind.length, encode(PAD)[0], np.int64)
         marks = np.zeros(kind.length, np.int8)
-        # What does not fit is lost at the end, where there is another answer of many.
-        joined = [token for piece in pieces for token in piece.tokens][: kind.length]
-        tokens[: len(joined)] = joined
-        marks[: len(joined)] = [mark for piece in pieces for mark in piece.marks][: kind.length]
+        tokens[: len(joined.tokens)] = joined.tokens
+        marks[: len(joined.marks)] = joined.marks
         return Lesson(tokens, marks, self._positions(kind, [len(piece.tokens) for piece in pieces]))
 
-    # Facts.
-
     def names(self, count: int) -> list[str]:
-        """Names, some of them alike by half."""
-        found: dict[str, None] = {}
+        """Names that the text has not had: two facts never contradict each other."""
+        found: list[str] = []
         while len(found) < count:
-            if self.rng.random() < 0.2:
-                first, last = (str(self.rng.choice(_capital_free())) for _ in range(2))
+            if self.rng.random() < 0.2 or len(self.named) > len(NAMES) * 3 // 4:
+                name = f"{self.rng.choice(NAME_WORDS)} {self.rng.choice(NAME_WORDS)}"
             else:
-                first, last = self._choice(tasks.FIRST), self._choice(tasks.LAST)
-            found[f"{first} {last}"] = None
-        return list(found)
+                name = self.rng.choice(NAMES)
+            if name not in self.named:
+                self.named.add(name)
+                found.append(name)
+        return found
 
     def code(self) -> str:
-        return str(self.rng.integers(1_000_000, 10_000_000))
+        return str(self.rng.randrange(1_000_000, 10_000_000))
 
-    def _choice(self, options: Sequence[str]) -> str:
-        return options[self.rng.integers(len(options))]
-
-    def _sentence(self) -> Tokens:
+    def _sentence(self) -> Piece:
         if self.rng.random() < 0.1:
-            words = self.rng.integers(len(WORDS), size=self.rng.integers(4, 12))
-            return sum((encode(f" {WORDS[word]}") for word in words), ()) + encode(".")
-        known = sentences()
-        return known[self.rng.integers(len(known))]
-
-    # Texts.
+            words = (encode(f" {word}") for word in self.rng.choices(WORDS, k=self.rng.randint(4, 12)))
+            return said((*chain.from_iterable(words), *encode(".")))
+        return self.rng.choice(sentences())
 
     def _plain(self, kind: Kind) -> list[Piece]:
         """Facts again and again: all but the first time they are to be predicted."""
         pieces = [said(encode(BOS))] if self.rng.random() < 0.5 else []
-        count = int(self.rng.integers(2, kind.facts + 1))
-        facts = [
-            (self._choice(RELATIONS), name, self.code()) for name in self.names(count)
-        ]
+        names = self.names(self.rng.randint(2, kind.facts))
+        facts = [(self.rng.choice((CODE, BADGE)), name, self.code()) for name in names]
         known: set[int] = set()
-        filler = float(self.rng.choice([0.0, 0.3, 0.6]))
-        total = 0
-        while total < kind.length:
+        filler = self.rng.choice((0.0, 0.3, 0.6))
+        left = kind.length
+        while left > 0:
             if self.rng.random() < filler:
-                piece = said(self._sentence())
+                piece = self._sentence()
             else:
-                number = int(self.rng.integers(count))
+                number = self.rng.randrange(len(facts))
                 piece = fact(*facts[number], mark=number in known)
                 known.add(number)
             pieces.append(piece)
-            total += len(piece.tokens)
+            left -= len(piece.tokens)
         return pieces
 
-    def _asked(self, kind: Kind) -> list[Piece]:
+    def _questioned(self, kind: Kind) -> list[Piece]:
         """A text of sentences and facts as the probe's, then questions and answers."""
         form = self.rng.random()
-        opening, between = self._opening(transcript=form < 0.15)
-        asked = [self._question() for _ in range(self.rng.integers(1, kind.questions + 1))]
-        if form > 0.9:
-            turns = [self._completion(asked[0])]
+        completed, transcript = form < 0.1, form > 0.85
+        count = 1 if completed else self.rng.randint(1, kind.questions)
+        # Of all captains one text can leave out one.
+        asked = [self._asked(roll_call=not n) for n in range(count)]
+        self.rng.shuffle(asked)
+        opening = self._opening(transcript)
+        if completed:
+            turns = [completion(asked[0])]
         else:
-            turns = [turn(question, answer, first=not n) for n, (_, question, answer) in enumerate(asked)]
-        room = kind.length - len(opening) - sum(len(piece.tokens) for piece in turns)
-        facts = [piece for found, _, _ in asked for piece in found]
-        if form > 0.9:
-            facts = list(asked[0][0])
-        more = int(self.rng.integers(0, kind.facts + 1))
-        facts += [self._distractor() for _ in range(more)]
-        room -= sum(len(piece.tokens) + between for piece in facts)
+            turns = [turn(one, first=not n) for n, one in enumerate(asked)]
+        facts = [piece for one in asked for piece in one.facts]
+        facts += [piece for _ in range(self.rng.randint(0, kind.facts)) for piece in self._distractors()]
+        beside = len(encode(SPEAKERS[0])) if transcript else 0
+        room = kind.length - sum(len(piece.tokens) for piece in (opening, *turns))
+        room -= sum(len(piece.tokens) + beside for piece in facts)
         body: list[Piece] = []
-        while room > 14 + between:
-            sentence = said(self._sentence())
-            room -= len(sentence.tokens) + between
+        while room > LONGEST_SENTENCE + beside:
+            sentence = self._sentence()
+            room -= len(sentence.tokens) + beside
             body.append(sentence)
-        # Facts go where the text is, and their order is any.
         for piece in facts:
-            body.insert(int(self.rng.integers(len(body) + 1)), piece)
-        if between:
-            body = [join(said(encode(("\nAgent:", "\nTool:")[n % 2])), piece) for n, piece in enumerate(body)]
-        return [said(opening), *body, *turns]
+            body.insert(self.rng.randint(0, len(body)), piece)
+        if transcript:
+            body = [join(said(encode(SPEAKERS[n % 2])), piece) for n, piece in enumerate(body)]
+        return [opening, *body, *turns]
 
-    def _opening(self, transcript: bool) -> tuple[Tokens, int]:
-        salt = "".join(string.ascii_lowercase[n] for n in self.rng.integers(26, size=12))
-        header = "Transcript of an agent's work.\n" if transcript else HEADER
-        tokens = encode(BOS) + encode(USER) + _letters(f"Notebook {salt}.") + encode(" " + header)
-        return tokens, len(encode("\nAgent:")) if transcript else 0
+    def _opening(self, transcript: bool) -> Piece:
+        salt = "".join(self.rng.choices(string.ascii_lowercase, k=12))
+        return said((*encode(BOS + USER), *_fresh(f"Notebook {salt}."), *encode(TRANSCRIPT if transcript else HEADER)))
 
-    def _distractor(self) -> Piece:
-        name = self.names(1)[0]
-        if self.rng.random() < 0.3:
-            return said(encode(" The courier of") + encode(f" {name}") + encode(" is") + encode(f" {self.names(1)[0]}."))
-        return fact(self._choice(RELATIONS), name, self.code())
-
-    def _question(self) -> tuple[list[Piece], str, Piece]:
-        """Facts, the question about them, and the answer."""
+    def _distractors(self) -> list[Piece]:
+        """Facts that nobody asks for, of which some share a name."""
         which = self.rng.random()
-        relation = RELATIONS[0] if self.rng.random() < 0.7 else RELATIONS[1]
-        if which < 0.5:
-            name, code = self.names(1)[0], self.code()
-            return [fact(relation, name, code)], f"What is the {relation} of {name}?", answer(relation, name, code)
-        if which < 0.75:
-            (name, courier), code = self.names(2), self.code()
-            facts = [courier_fact(name, courier), fact(RELATIONS[0], courier, code)]
-            reply = join(
-                said(encode("The courier of") + encode(f" {name}") + encode(" is"), SAID),
-                said(encode(f" {courier}"), ASKED),
-                said(encode("."), SAID),
-                fact(RELATIONS[0], courier, code, mark=True),
-            )
-            return facts, f"What is the access code of the courier of {name}?", reply
-        if which < 0.88:
-            names = self.names(int(self.rng.integers(2, 9)))
-            codes = [self.code() for _ in names]
-            facts = [fact(RELATIONS[0], *pair) for pair in zip(names, codes, strict=True)]
-            question = f"What are the access codes of {', '.join(names[:-1])} and {names[-1]}?"
-            reply = join(
-                *(
-                    answer(RELATIONS[0], *pair) if not n else fact(RELATIONS[0], *pair, mark=True)
-                    for n, pair in enumerate(zip(names, codes, strict=True))
-                )
-            )
-            return facts, question, reply
-        order = [tasks.LAST[n] for n in self.rng.permutation(len(tasks.LAST))]
-        facts = [said(encode(f" Captain {name} reported.")) for name in order[1:]]
-        reply = join(
-            said(encode("It was Captain"), SAID), said(encode(f" {order[0]}"), ASKED), said(encode("."), SAID)
-        )
-        return facts, "Which captain has not reported?", reply
+        if which < 0.3:
+            return [courier_fact(*self.names(2))]
+        name = self.names(1)[0]
+        relations = (CODE, BADGE) if which < 0.5 else (self.rng.choice((CODE, BADGE)),)
+        return [fact(relation, name, self.code()) for relation in relations]
 
-    def _completion(self, asked: tuple[list[Piece], str, Piece]) -> Piece:
-        """The beginning of the answer is part of the text, in which no one speaks."""
-        _, question, reply = asked
-        start = next((n for n, mark in enumerate(reply.marks) if mark == ASKED), 0)
-        begun = said(encode(f"\n\nQuestion: {question} Answer with nothing else. ") [:-1] + reply.tokens[:start])
-        return join(begun, Piece(reply.tokens[start:], reply.marks[start:]), said(encode(EOS), SAID))
+    def _asked(self, roll_call: bool) -> Asked:
+        which = self.rng.random()
+        if which < 0.15 and roll_call:
+            missing, *present = self.rng.sample(tasks.LAST, len(tasks.LAST))
+            facts = [said(encode(f" Captain {name} reported.")) for name in present]
+            return Asked(facts, tasks.ROLL_CALL, missing_captain(missing))
+        if which < 0.4:
+            (name, courier), code = self.names(2), self.code()
+            facts = [courier_fact(name, courier), fact(CODE, courier, code)]
+            reply = join(courier_said(name, courier), fact(CODE, courier, code, mark=True))
+            return Asked(facts, f"What is the access code of the courier of {name}?", reply)
+        if which < 0.5:
+            known = [(name, self.code()) for name in self.names(self.rng.randint(2, 8))]
+            names = [name for name, _ in known]
+            question = f"What are the access codes of {', '.join(names[:-1])} and {names[-1]}?"
+            reply = join(*((fact if n else answer)(CODE, *pair, mark=True) for n, pair in enumerate(known)))
+            return Asked([fact(CODE, *pair) for pair in known], question, reply)
+        relation, name, code = CODE if which < 0.85 else BADGE, self.names(1)[0], self.code()
+        return Asked(
+            [fact(relation, name, code)], f"What is the {relation} of {name}?", answer(relation, name, code)
+        )  # fmt: skip
 
     def _positions(self, kind: Kind, lengths: list[int]) -> np.ndarray:
         steps = np.ones(kind.length, np.int64)
         steps[0] = 0
         if self.rng.random() < kind.stretched:
-            spare = int(np.exp(self.rng.uniform(np.log(64), np.log(kind.longest - kind.length))))
-            starts = np.cumsum(lengths)[:-1]
-            starts = starts[starts < kind.length]
-            if len(starts):
-                gaps = self.rng.choice(starts, size=min(len(starts), int(self.rng.integers(1, 9))), replace=False)
-                shares = self.rng.random(len(gaps))
-                steps[gaps] += (shares / shares.sum() * spare).astype(np.int64)
+            spare = exp(self.rng.uniform(log(64), log(kind.longest - kind.length)))
+            starts = [start for start in np.cumsum(lengths)[:-1].tolist() if start < kind.length]
+            gaps = self.rng.sample(starts, min(len(starts), self.rng.randint(1, 8)))
+            shares = [self.rng.random() for _ in gaps]
+            for gap, share in zip(gaps, shares, strict=True):
+                steps[gap] += int(spare * share / sum(shares))
         return np.cumsum(steps)
 
 
 @cache
-def _capital_free() -> tuple[str, ...]:
-    return tuple(word for word in WORDS if len(word) > 3)
-
-
-def _letters(text: str) -> Tokens:
-    """Not kept, as a salt never comes back."""
-    from .vocabulary import tokenizer
-
-    return tuple(tokenizer().encode(text, add_special_tokens=False).ids)
+def sentences() -> list[Piece]:
+    """All random sentences of the probe, a space before each."""
+    parts = product([who.capitalize() for who in tasks.WHO], tasks.DID, tasks.WHAT, tasks.WHERE, tasks.WHEN)
+    return [said((*chain.from_iterable(encode(f" {part}") for part in each), *encode("."))) for each in parts]
 
 
 def fact(relation: str, name: str, code: str, mark: bool = False) -> Piece:
     return _stated(encode(f" The {relation} of"), name, code, mark)
 
 
-def answer(relation: str, name: str, code: str) -> Piece:
-    return _stated(encode(f"The {relation} of"), name, code, True)
-
-
-def courier_fact(name: str, courier: str) -> Piece:
-    return said(encode(" The courier of") + encode(f" {name}") + encode(" is") + encode(f" {courier}") + encode("."))
+def answer(relation: str, name: str, code: str, mark: bool = True) -> Piece:
+    """The same at the beginning of an answer, without the space before."""
+    return _stated(encode(f"The {relation} of"), name, code, mark)
 
 
 def _stated(start: Tokens, name: str, code: str, mark: bool) -> Piece:
-    asked = encode_code(code)
-    tokens = start + encode(f" {name}") + encode(" is") + asked + encode(".")
+    space, *digits = encode_code(code)
+    before = (*start, *encode(f" {name}"), *encode(" is"), space)
     if not mark:
-        return said(tokens)
-    before = len(tokens) - len(asked)
-    return Piece(tokens, (SAID,) * before + (ASKED,) * (len(asked) - 1) + (SAID,))
+        return said((*before, *digits, *encode(".")))
+    return join(said(before, SAID), said(tuple(digits), ASKED), said(encode("."), SAID))
 
 
-def turn(question: str, reply: Piece, first: bool) -> Piece:
-    """A question after the text, or after the answer to another."""
-    start = encode("\n\n") if first else encode("\n") + encode(USER)
-    asked = start + encode(f"Question: {question} Answer with nothing else.") + encode(END) + encode(ASSISTANT)
-    return join(said(asked), reply, said(encode(EOS), SAID))
+def courier_fact(name: str, courier: str) -> Piece:
+    return said((*encode(" The courier of"), *encode(f" {name}"), *encode(" is"), *encode(f" {courier}"), *encode(".")))
+
+
+def courier_said(name: str, courier: str) -> Piece:
+    """The same at the beginning of an answer."""
+    start = (*encode("The courier of"), *encode(f" {name}"), *encode(" is"))
+    return join(said(start, SAID), said(encode(f" {courier}"), ASKED), said(encode("."), SAID))
+
+
+def missing_captain(name: str) -> Piece:
+    return join(said(encode("It was Captain"), SAID), said(encode(f" {name}"), ASKED), said(encode("."), SAID))
+
+
+def turn(asked: Asked, first: bool) -> Piece:
+    """A question after the text, or after the answer to another, and its answer."""
+    start = encode("\n\n") if first else encode("\n" + USER)
+    question = (*start, *encode_question(asked.question), *encode(END + ASSISTANT))
+    return join(said(question), asked.reply, said(encode(EOS), SAID))
+
+
+def completion(asked: Asked) -> Piece:
+    """A question in a text in which no one speaks, and the answer, whose beginning is part of the text."""
+    start = asked.reply.marks.index(ASKED)
+    # The answer's first word has a space before it here, and so other tokens.
+    reply = _fresh(" " + tokenizer().decode(list(asked.reply.tokens[:start])))
+    begun = said((*encode("\n\n"), *encode_question(asked.question), *reply))
+    return join(begun, Piece(asked.reply.tokens[start:], asked.reply.marks[start:]), said(encode(EOS), SAID))
+
+
+def encode_question(question: str) -> Tokens:
+    return _fresh(f"Question: {question} Answer with nothing else.")
+
+
+def _fresh(text: str) -> Tokens:
+    """Not through the cache: a text that never comes back."""
+    return tuple(tokenizer().encode(text, add_special_tokens=False).ids)
