@@ -18,9 +18,12 @@ ALWAYS = 2.0
 """Of channel 0 of every embedding: what the first layer's queries and keys can be constant by."""
 LOOKING_BACK = 0.7
 """The share of the first layer's heads."""
-DECAY = 0.6
-"""Of a frequency's weight to that of the next higher one, which tells neighbours apart better."""
-GAIN = 2.2
+DECAY = 0.82
+"""Of a frequency's weight to that of the next higher one, which tells neighbours apart better. So much that among a
+million tokens the one looked for gets nearly all of the attention."""
+QUIET = 0.1
+"""What is left of the random weights there."""
+GAIN = 2.4
 """Of its query and key norms each."""
 
 
@@ -52,7 +55,8 @@ def _look_back(attention: Attention, shape: TinyShape) -> None:
     keys, queries = attention.k_proj.weight, attention.q_proj.weight
     for head in range(shape.kv_heads):
         rows = keys[head * HEAD_DIM : (head + 1) * HEAD_DIM]
-        rows[: 2 * half] *= 0.1
+        rows[: 2 * half] *= QUIET
+        rows[2 * half :] *= 0.5
         rows[:half, 0] = weights
     group = shape.heads // shape.kv_heads
     for head in range(shape.heads):
@@ -60,7 +64,7 @@ def _look_back(attention: Attention, shape: TinyShape) -> None:
         if back > round(LOOKING_BACK * group):
             continue
         rows = queries[head * HEAD_DIM : (head + 1) * HEAD_DIM]
-        rows *= 0.1
+        rows *= QUIET
         rows[:half, 0] = weights * (frequencies * back).cos()
         rows[half : 2 * half, 0] = -weights * (frequencies * back).sin()
     attention.q_norm.weight.fill_(GAIN - 1)

@@ -19,7 +19,7 @@ class Phase:
     """
     Attributes:
         steps: most of them.
-        until: the share of right tokens among those asked for, over the last ``PATIENCE`` steps, that ends the phase.
+        until: the share of answers whose first token is right, over the last ``PATIENCE`` steps, that ends the phase.
         topk: blocks that are chosen; None: attention is dense.
         lr: of AdamW.
     """
@@ -45,8 +45,8 @@ class Phase:
 PATIENCE = 40
 
 PLAN = (
-    Phase("bind", Kind(128, plain=1.0, facts=4), 256, 2000, 2e-3, until=0.97),
-    Phase("copy", Kind(256, plain=1.0, facts=8), 128, 4000, 2e-3, until=0.99),
+    Phase("bind", Kind(128, plain=1.0, facts=4), 256, 2000, 2e-3, until=0.95),
+    Phase("copy", Kind(256, plain=1.0, facts=8), 128, 4000, 2e-3, until=0.98),
     Phase("ask", Kind(512, plain=0.3, questions=3, facts=6), 64, 5000, 2e-3, until=0.985),
     Phase("notes", Kind(2048, plain=0.2, questions=8, facts=24), 16, 3000, 1e-3, until=0.985),
     Phase("index", Kind(4096, plain=0.1, questions=12, facts=32), 8, 1000, 1e-3),

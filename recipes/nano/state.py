@@ -26,7 +26,7 @@ class State:
         phase: number of the phase in the plan.
         step: of all phases together.
         phase_step: steps made in this phase.
-        recent: ``right`` of the last steps of the phase, for its end.
+        recent: ``bound`` of the last steps of the phase, for its end.
         rows: of the loss curve.
     """
 

@@ -148,7 +148,7 @@ class Writer:
                 piece = self._sentence()
             else:
                 number = self.rng.randrange(len(facts))
-                piece = fact(*facts[number], mark=number in known)
+                piece = code_asked(fact(*facts[number], mark=number in known))
                 known.add(number)
             pieces.append(piece)
             left -= len(piece.tokens)
@@ -253,6 +253,12 @@ def _stated(start: Tokens, name: str, code: str, mark: bool) -> Piece:
     if not mark:
         return said((*before, *digits, *encode(".")))
     return join(said(before, SAID), said(tuple(digits), ASKED), said(encode("."), SAID))
+
+
+def code_asked(piece: Piece) -> Piece:
+    """The same without the marks on what comes before the code: of what, and of whom, nobody can know."""
+    start = piece.marks.index(ASKED) if ASKED in piece.marks else 0
+    return Piece(piece.tokens, (0,) * start + piece.marks[start:])
 
 
 def courier_fact(name: str, courier: str) -> Piece:

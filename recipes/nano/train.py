@@ -97,7 +97,7 @@ class Course:
             seconds = (time.monotonic() - started) / len(noted)
             started = time.monotonic()
             state.rows.append([state.step, phase.name, *means, round(seconds, 4)])
-            state.recent = (state.recent + noted[:, 1].tolist())[-PATIENCE:]
+            state.recent = (state.recent + noted[:, 2].tolist())[-PATIENCE:]
             if len(state.rows) % 10 == 0:
                 say(
                     f"{state.step} {phase.name}: loss {means[0]:.3f}, right {100 * means[1]:.1f} %, "
