@@ -110,11 +110,7 @@ class Attention(nn.Module):
             if reading.topk is not None:
                 mask = choice_mask(index_q, index_k, reading)
         elif reading.far_handicap:
-            places = torch.arange(x.shape[1], device=x.device)
-            behind = places[:, None] - places
-            mask = torch.zeros(behind.shape, device=x.device, dtype=q.dtype)
-            mask = mask.masked_fill(behind > NEAR, reading.far_handicap).masked_fill(behind < 0, -torch.inf)
-            mask = mask[None, None]
+            mask = handicap_mask(q, reading.far_handicap)
         return self.o_proj(attend(q, k, v, mask).transpose(1, 2).flatten(2))
 
 
@@ -136,6 +132,22 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
 
 
+def handicap_mask(q: Tensor, handicap: float) -> Tensor:
+    """``[1, 1, tokens, tokens]``: 0 for the own and the near keys, the handicap for far ones, -inf for later ones."""
+    places = torch.arange(q.shape[2], device=q.device, dtype=torch.int32)
+    mask = _aligned(q, (1, 1, len(places), len(places)))
+    for rows in places.split(ROWS_AT_ONCE):
+        behind = rows[:, None] - places
+        part = mask[0, 0, rows].zero_().masked_fill_(behind > NEAR, handicap).masked_fill_(behind < 0, -torch.inf)
+        mask[0, 0, rows] = part
+    return mask
+
+
+def _aligned(like: Tensor, size: tuple[int, ...]) -> Tensor:
+    """-inf of this size, its rows so far apart as attention with a mask wants them; it would copy it for every head."""
+    return like.new_full((*size[:-1], -(-size[-1] // 16) * 16), -torch.inf)[..., : size[-1]]
+
+
 def block_scores(logits: Tensor, block: int) -> Tensor:
     """``[..., keys]`` to the largest of each block ``[..., blocks]``."""
     return F.pad(logits, (0, -logits.shape[-1] % block), value=-torch.inf).unflatten(-1, (-1, block)).amax(-1)
@@ -149,7 +161,7 @@ def choice_mask(index_q: Tensor, index_k: Tensor, reading: Reading) -> Tensor | 
     if topk is None or blocks <= topk:
         return None
     places, numbers = torch.arange(tokens, device=index_k.device), torch.arange(blocks, device=index_k.device)
-    mask = index_q.new_full((*index_q.shape[:3], tokens), -torch.inf)
+    mask = _aligned(index_q, (*index_q.shape[:2], tokens, tokens))
     for rows in places.split(ROWS_AT_ONCE):
         future, own = rows[:, None] < places, (rows // block)[:, None]
         with torch.autocast(index_q.device.type, enabled=False):

@@ -10,8 +10,7 @@ from msa_backend.config import BLOCK_SIZE
 from .text import Kind
 
 LONGEST = 1 << 20
-HANDICAPPED = 2048
-"""Up to this length the dense layer's far keys count as those of a text of ``LONGEST`` tokens."""
+"""Far keys of the dense layer count as those of a text of so many tokens."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,7 @@ class Phase:
 
     @property
     def far_handicap(self) -> float:
-        return log(LONGEST / self.kind.length) if self.kind.length <= HANDICAPPED else 0.0
+        return log(LONGEST / self.kind.length)
 
 
 PATIENCE = 40

@@ -107,8 +107,8 @@ class Writer:
         pieces = self._plain(kind) if plain else self._questioned(kind)
         # What does not fit is lost at the end, where there is another answer of many.
         joined = Piece(*(part[: kind.length] for part in join(*pieces)))
-        tokens = np.full(kind.length, encode(PAD)[0], np.int64)
-        marks = np.zeros(kind.length, np.int8)
+        tokens: np.ndarray = np.full(kind.length, encode(PAD)[0], np.int64)
+        marks: np.ndarray = np.zeros(kind.length, np.int8)
         tokens[: len(joined.tokens)] = joined.tokens
         marks[: len(joined.marks)] = joined.marks
         return Lesson(tokens, marks, self._positions(kind, [len(piece.tokens) for piece in pieces]))
@@ -136,7 +136,10 @@ class Writer:
         return self.rng.choice(sentences())
 
     def _plain(self, kind: Kind) -> list[Piece]:
-        """Facts again and again: all but the first time they are to be predicted."""
+        """Facts again and again: all but the first time they are to be predicted.
+
+        With the names, of which the first says the second: that is found by one token, and the easiest to learn.
+        """
         pieces = [said(encode(BOS))] if self.rng.random() < 0.5 else []
         names = self.names(self.rng.randint(2, kind.facts))
         facts = [(self.rng.choice((CODE, BADGE)), name, self.code()) for name in names]
@@ -148,7 +151,7 @@ class Writer:
                 piece = self._sentence()
             else:
                 number = self.rng.randrange(len(facts))
-                piece = code_asked(fact(*facts[number], mark=number in known))
+                piece = fact(*facts[number], mark=number in known)
                 known.add(number)
             pieces.append(piece)
             left -= len(piece.tokens)
@@ -219,7 +222,7 @@ class Writer:
         )  # fmt: skip
 
     def _positions(self, kind: Kind, lengths: list[int]) -> np.ndarray:
-        steps = np.ones(kind.length, np.int64)
+        steps: np.ndarray = np.ones(kind.length, np.int64)
         steps[0] = 0
         if self.rng.random() < kind.stretched:
             spare = exp(self.rng.uniform(log(64), log(kind.longest - kind.length)))
@@ -253,12 +256,6 @@ def _stated(start: Tokens, name: str, code: str, mark: bool) -> Piece:
     if not mark:
         return said((*before, *digits, *encode(".")))
     return join(said(before, SAID), said(tuple(digits), ASKED), said(encode("."), SAID))
-
-
-def code_asked(piece: Piece) -> Piece:
-    """The same without the marks on what comes before the code: of what, and of whom, nobody can know."""
-    start = piece.marks.index(ASKED) if ASKED in piece.marks else 0
-    return Piece(piece.tokens, (0,) * start + piece.marks[start:])
 
 
 def courier_fact(name: str, courier: str) -> Piece:

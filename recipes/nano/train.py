@@ -97,7 +97,8 @@ class Course:
             seconds = (time.monotonic() - started) / len(noted)
             started = time.monotonic()
             state.rows.append([state.step, phase.name, *means, round(seconds, 4)])
-            state.recent = (state.recent + noted[:, 2].tolist())[-PATIENCE:]
+            bound = noted[:, 2]
+            state.recent = (state.recent + bound[bound.isfinite()].tolist())[-PATIENCE:]
             if len(state.rows) % 10 == 0:
                 say(
                     f"{state.step} {phase.name}: loss {means[0]:.3f}, right {100 * means[1]:.1f} %, "
@@ -146,7 +147,7 @@ def read(model: Nano, batch: Batch, reading: Reading) -> tuple[Tensor, Tensor]:
     hidden = model(batch.tokens, reading, batch.positions)
     logits = model.lm_head(hidden.flatten(0, 1)[batch.before]).float()
     wanted, marks = batch.tokens.flatten()[batch.before + 1], batch.marks.flatten()
-    loss = F.cross_entropy(logits, wanted)
+    loss = F.cross_entropy(logits, wanted, reduction="sum") / max(1, len(wanted))  # a small batch may ask for nothing
     with torch.no_grad():
         right = logits.argmax(-1) == wanted
         asked = marks[batch.before + 1] == ASKED

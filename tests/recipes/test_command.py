@@ -65,9 +65,8 @@ def test_a_rehearsal_keeps_nothing(tmp_path: Path, capsys: pytest.CaptureFixture
     ],
 )
 def test_what_cannot_be_done_is_said_in_a_sentence(
-    arguments: list[str], sentence: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):  # fmt: skip
-    monkeypatch.chdir(tmp_path)
+    arguments: list[str], sentence: str, capsys: pytest.CaptureFixture[str]
+):
     assert command.main(arguments) == 2
     assert sentence in capsys.readouterr().err
 
