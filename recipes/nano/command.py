@@ -14,6 +14,7 @@ from msa_backend.sizes import sizes
 
 from . import evaluate as evaluation
 from .export import export
+from .export import load as load_weights
 from .model import Nano
 from .plan import PLAN
 from .shape import NANO
@@ -30,7 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         return options.run_command(options)
-    except NanoError as error:
+    except MSAError as error:
         print(f"recipes/nano: {error}", file=sys.stderr)
         return 2
 
@@ -47,6 +48,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--rehearse", type=int, metavar="N", help="only N steps of each phase; nothing is kept")
     names = [phase.name for phase in PLAN]
     train.add_argument("--phase", choices=names, help="end the present phase early, and go on with this later one")
+    train.add_argument("--weights", type=Path, metavar="DIR", help="begin a run with those of an exported checkpoint")
     train.set_defaults(run_command=_train)
 
     judge = commands.add_parser("evaluate", help="ask a run's model what the probe asks, also with broken selection")
@@ -73,6 +75,13 @@ def _train(options: argparse.Namespace) -> int:
     if options.rehearse:
         rehearse(course, options.rehearse)
         return 0
+    if options.weights:
+        if course.state.step:
+            raise NanoError(f"{options.run} has a run in it; --weights is for one that begins, in another folder")
+        try:
+            course.model.load_state_dict(load_weights(options.weights, NANO))
+        except ValueError as error:
+            raise NanoError(str(error)) from None
     if options.phase:
         later = [phase.name for phase in PLAN].index(options.phase)
         if later < course.state.phase:

@@ -61,17 +61,27 @@ def original_names(weights: dict[str, Tensor], shape: TinyShape) -> dict[str, Te
     return named
 
 
-def load(directory: Path, shape: TinyShape) -> Nano:
-    """The model of an exported checkpoint, in fp32."""
+def load(directory: Path, shape: TinyShape) -> dict[str, Tensor]:
+    """The weights of an exported checkpoint under the names of `model.Nano`, in fp32.
+
+    Raises:
+        ValueError: what is there is no such checkpoint.
+    """
     from safetensors.torch import load_file
 
-    found = load_file(directory / "model.safetensors")
-    model = Nano(shape)
-    wanted = original_names(model.state_dict(), shape)
-    assert set(wanted) <= set(found), "not an exported nano model"
+    file = directory / "model.safetensors"
+    found = load_file(file) if file.exists() else {}
     weights = {}
-    for name in model.state_dict():
-        parts = [found[original] for original in original_names({name: model.state_dict()[name]}, shape)]
+    with torch.device("meta"):
+        wanted = Nano(shape).state_dict()
+    for name, weight in wanted.items():
+        originals = list(original_names({name: torch.empty(weight.shape)}, shape))
+        if missing := [original for original in originals if original not in found]:
+            raise ValueError(f"{directory} has no {missing[0]}; name a checkpoint that the recipe exported")
+        parts = [found[original] for original in originals]
         weights[name] = torch.cat(parts, dim=1 if name.endswith("w2.weight") else 0).float()
-    model.load_state_dict(weights)
-    return model
+        if weights[name].shape != weight.shape:
+            raise ValueError(
+                f"{originals[0]} in {directory} has other sizes; name a checkpoint that the recipe exported"
+            )
+    return weights

@@ -138,7 +138,7 @@ class Writer:
     def _plain(self, kind: Kind) -> list[Piece]:
         """Facts again and again: all but the first time they are to be predicted.
 
-        With the names, of which the first says the second: that is found by one token, and the easiest to learn.
+        The names too, whose second word the first one tells: that takes one token to find, and is learned before codes.
         """
         pieces = [said(encode(BOS))] if self.rng.random() < 0.5 else []
         names = self.names(self.rng.randint(2, kind.facts))

@@ -37,6 +37,14 @@ def test_train_evaluate_export(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert command.main(["export", run, str(tmp_path / "exported")]) == 0
     weights = tmp_path / "exported" / "model.safetensors"
     assert 15e6 < weights.stat().st_size < 20e6
+    later = [str(tmp_path / "later"), "--device", "cpu", "--minutes", "0", "--weights", str(tmp_path / "exported")]
+    assert command.main(["train", *later, "--phase", "ask"]) == 0
+    weights = [torch.load(tmp_path / name / "checkpoint.pt")["model"] for name in ("run", "later")]
+    for name, weight in weights[0].items():
+        assert torch.equal(weight.bfloat16(), weights[1][name].bfloat16()), name
+    capsys.readouterr()
+    assert command.main(["train", run, "--device", "cpu", "--weights", str(tmp_path / "exported")]) == 2
+    assert "--weights is for one that begins" in capsys.readouterr().err
     assert command.main(["export", run, str(tmp_path / "exported")]) == 2
     assert "not an empty folder" in capsys.readouterr().err
 
@@ -61,6 +69,7 @@ def test_a_rehearsal_keeps_nothing(tmp_path: Path, capsys: pytest.CaptureFixture
     [
         (["evaluate", "nowhere"], "nowhere has no checkpoint; train the run first"),
         (["export", "nowhere", "away"], "nowhere has no checkpoint; train the run first"),
+        (["train", "nowhere", "--device", "cpu", "--weights", "."], "name a checkpoint that the recipe exported"),
         (["train", "nowhere", "--device", "tpu"], "the device is 'tpu', but must be cpu or cuda"),
     ],
 )

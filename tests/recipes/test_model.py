@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -73,8 +74,16 @@ def test_other_ways_to_read_are_told_apart(reading: Reading, model: Nano, refere
 
 def test_an_exported_model_is_read_again(model: Nano, exported: Path):
     again = load(exported, SMALL)
+    assert set(again) == set(model.state_dict())
     for name, weight in model.state_dict().items():
-        assert torch.equal(weight, again.state_dict()[name]), name
+        assert torch.equal(weight, again[name]), name
+
+
+def test_other_folders_are_no_checkpoint_of_the_recipe(exported: Path, tmp_path: Path):
+    with pytest.raises(ValueError, match="name a checkpoint that the recipe exported"):
+        load(tmp_path, SMALL)
+    with pytest.raises(ValueError, match="has other sizes"):
+        load(exported, replace(SMALL, expert_size=16))
 
 
 def test_each_weight_has_one_original_name(model: Nano):
