@@ -15,6 +15,7 @@ from msa_backend.sizes import sizes
 from . import evaluate as evaluation
 from .export import export
 from .export import load as load_weights
+from .lessons import spare_cores
 from .model import Nano
 from .plan import PLAN
 from .shape import NANO
@@ -45,6 +46,9 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     train.add_argument("--minutes", type=float, default=9.0, help="stop after so many (default: %(default)s)")
     train.add_argument("--seed", type=int, default=0, help="of a run that begins (default: %(default)s)")
+    train.add_argument(
+        "--workers", type=int, default=spare_cores(), metavar="N", help="that write texts (default here: %(default)s)"
+    )
     train.add_argument("--rehearse", type=int, metavar="N", help="only N steps of each phase; nothing is kept")
     names = [phase.name for phase in PLAN]
     train.add_argument("--phase", choices=names, help="end the present phase early, and go on with this later one")
@@ -71,7 +75,7 @@ def _train(options: argparse.Namespace) -> int:
     device = _device(options.device)
     if device.type == "cuda":
         torch.backends.cuda.matmul.allow_tf32 = False  # index scores decide by comparing
-    course = Course(options.run, NANO, PLAN, device, options.seed)
+    course = Course(options.run, NANO, PLAN, device, options.seed, options.workers)
     if options.rehearse:
         rehearse(course, options.rehearse)
         return 0

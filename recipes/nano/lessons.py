@@ -69,14 +69,25 @@ class _Steps(Dataset):
         return batch(self.phase, self.seed, step)
 
 
-def batches(phase: Phase, seed: int, steps: range, pinned: bool) -> Iterator[Batch]:
-    """Those of ``steps``, written ahead by other processes where there are cores for them."""
-    workers = min(12, (os.cpu_count() or 1) - 2)
-    if workers < 2:
+def batches(phase: Phase, seed: int, steps: range, workers: int, pinned: bool = False) -> Iterator[Batch]:
+    """Those of ``steps``.
+
+    Args:
+        workers: processes that write them ahead; 0: they are written when they are wanted.
+        pinned: whether in memory that a GPU copies from while it computes.
+    """
+    if not workers:
         return (batch(phase, seed, step) for step in steps)
+    lessons = _Steps(phase, seed)
+    ahead = 4
     return iter(
         DataLoader(
-            _Steps(phase, seed), batch_size=None, sampler=steps, num_workers=workers, pin_memory=pinned,
-            prefetch_factor=4,
+            lessons, batch_size=None, sampler=steps, num_workers=workers, prefetch_factor=ahead, pin_memory=pinned
         )
-    )  # fmt: skip
+    )
+
+
+def spare_cores() -> int:
+    """Workers that leave cores to training; 0 where there are too few."""
+    cores = len(os.sched_getaffinity(0))
+    return min(12, cores - 2) if cores > 3 else 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -42,10 +41,13 @@ class Course:
     Args:
         run: its folder. What is there is gone on with.
         seed: of a run that begins.
+        workers: processes that write lessons.
     """
 
-    def __init__(self, run: Path, shape: TinyShape, plan: tuple[Phase, ...], device: torch.device, seed: int) -> None:
-        self.run, self.plan, self.device = run, plan, device
+    def __init__(
+        self, run: Path, shape: TinyShape, plan: tuple[Phase, ...], device: torch.device, seed: int, workers: int = 0
+    ) -> None:
+        self.run, self.plan, self.device, self.workers = run, plan, device, workers
         self.model = Nano(shape).to(device)
         matrices = [p for name, p in self.model.named_parameters() if p.ndim > 1 and "embed" not in name]
         others = [p for name, p in self.model.named_parameters() if p.ndim == 1 or "embed" in name]
@@ -85,11 +87,14 @@ class Course:
                 self.next_phase()
         self.save()
 
+    def batches(self, phase: Phase, steps: range) -> Iterator[Batch]:
+        return batches(phase, self.state.seed, steps, self.workers, pinned=self.device.type == "cuda")
+
     def steps(self, phase: Phase, say: Callable[[str], None]) -> Iterator[None]:
         """The steps left of ``phase``, a few between two yields; it ends where the phase does."""
         state = self.state
         left = range(state.step, state.step + phase.steps - state.phase_step)
-        lessons = batches(phase, state.seed, left, self.device.type == "cuda")
+        lessons = self.batches(phase, left)
         started = time.monotonic()
         while measures := [self.step(phase, batch) for batch in islice(lessons, NOTED_EVERY)]:
             noted = torch.stack(measures).double().cpu()
@@ -145,7 +150,7 @@ def autocast(device: torch.device) -> AbstractContextManager[Any]:
 def read(model: Nano, batch: Batch, reading: Reading) -> tuple[Tensor, Tensor]:
     """The loss on the marked tokens, and ``[3]``: it, the share of right ones of those asked for, and of first ones."""
     hidden = model(batch.tokens, reading, batch.positions)
-    logits = model.lm_head(hidden.flatten(0, 1)[batch.before]).float()
+    logits = model.lm_head(hidden.flatten(0, 1).index_select(0, batch.before)).float()
     wanted, marks = batch.tokens.flatten()[batch.before + 1], batch.marks.flatten()
     loss = F.cross_entropy(logits, wanted, reduction="sum") / max(1, len(wanted))  # a small batch may ask for nothing
     with torch.no_grad():
@@ -167,7 +172,7 @@ def rehearse(course: Course, steps: int) -> None:
         course.state.phase, course.state.phase_step = number, 0
         if course.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
-        lessons = batches(phase, course.state.seed, range(steps), course.device.type == "cuda")
+        lessons = course.batches(phase, range(steps))
         started, seconds = time.monotonic(), []
         for batch in lessons:
             measured = course.step(phase, batch).tolist()
@@ -179,4 +184,3 @@ def rehearse(course: Course, steps: int) -> None:
             f"{phase.steps * min(seconds):.0f} s in all; {memory:.1f} GB",
             flush=True,
         )
-    sys.stdout.flush()

@@ -10,7 +10,7 @@ import pytest
 import torch
 from nano import state as states
 from nano import train as training
-from nano.lessons import ROWS, batch
+from nano.lessons import ROWS, batch, batches
 from nano.plan import Phase
 from nano.text import ASKED, Kind
 from nano.train import Course, until
@@ -43,8 +43,8 @@ def same(one: Course, other: Course) -> bool:
 def test_a_run_goes_on_to_the_bit(tmp_path: Path):
     whole = course(tmp_path / "whole")
     steps(whole, 55)
-    # Interrupted in the first phase and in the second.
-    for stop in (20, 50, 55):
+    # Interrupted in the first phase, at its end, and in the second.
+    for stop in (20, 40, 50, 55):
         part = course(tmp_path / "part")
         steps(part, stop)
         assert part.state.step == stop
@@ -143,6 +143,14 @@ def test_batches_say_where_answers_are():
     asking = found.marks.roll(-1, 1).gather(1, found.rows) > 0
     assert asking.float().mean() > 0.3
     assert (found.marks == ASKED).any()
+
+
+def test_who_writes_the_lessons_does_not_matter():
+    alone, helped = (list(batches(PLAN[1], 3, range(2, 7), workers)) for workers in (0, 2))
+    assert len(alone) == len(helped) == 5
+    for one, other in zip(alone, helped, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+    assert list(batches(PLAN[1], 3, range(2, 2), 2)) == []
 
 
 def test_routing_is_balanced(tmp_path: Path):
