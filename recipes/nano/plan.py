@@ -49,7 +49,7 @@ PLAN = (
     Phase("ask", Kind(512, plain=0.3, questions=3, facts=6), 64, 5000, 2e-3, until=0.985),
     Phase("notes", Kind(2048, plain=0.2, questions=8, facts=24), 16, 3000, 1e-3, until=0.985),
     Phase("index", Kind(4096, plain=0.1, questions=12, facts=32), 8, 1000, 1e-3),
-    Phase("sparse", Kind(4096, plain=0.1, questions=12, facts=32), 8, 1000, 1e-3, topk=16),
+    Phase("sparse", Kind(4096, plain=0.1, questions=12, facts=32), 8, 700, 1e-3, topk=16),
     Phase("sparse 8K", Kind(8192, plain=0.1, questions=16, facts=32), 4, 250, 5e-4, topk=16),
     Phase("sparse 16K", Kind(16384, plain=0.1, questions=24, facts=32), 2, 150, 5e-4, topk=16),
     Phase("sparse 32K", Kind(32768, plain=0.1, questions=32, facts=32), 1, 80, 2e-4, topk=16),
