@@ -66,7 +66,6 @@ def environment(one: Class) -> dict[str, str]:
 def run(
     name: str,
     one: Class,
-    model: str,
     options: dict[str, Any],
     plans: dict[str, Any],
     folder: Path,
@@ -85,11 +84,11 @@ def run(
         `Session.header`, and under `parts` the rows of each part. Had the child failed, what it found until then and
         under `failed` the end of its log.
     """
-    job = {"model": model, "options": options, "plans": {part: asdict(plan) for part, plan in plans.items()}}
-    (folder / "job.json").write_text(json.dumps(job))
-    report = folder / "report.json"
+    job = {"options": options, "plans": {part: asdict(plan) for part, plan in plans.items()}}
+    (file := folder / f"{name}-job.json").write_text(json.dumps(job))
+    report = folder / f"{name}-report.json"
     report.unlink(missing_ok=True)
-    command = [sys.executable, str(Path(__file__).parent), "child", str(folder / "job.json"), str(report)]
+    command = [sys.executable, str(Path(__file__).parent), "child", str(file), str(report)]
     last: deque[str] = deque(maxlen=40)
     with (folder / f"{name}.log").open("a") as log:
         process = subprocess.Popen(
@@ -125,7 +124,7 @@ def work(job_file: Path, report_file: Path) -> None:
         print(f"{NEWS}{time.monotonic() - began:6.1f} s  {news}", flush=True)
 
     job = json.loads(job_file.read_text())
-    session = Session(job["model"], job["options"])
+    session = Session(job["options"])
     report = session.header() | {"parts": {}}
     tell(report["resolved"]["model_class"])
     for part, fields in job["plans"].items():

@@ -35,8 +35,8 @@ class FirstToken:
 class Session:
     """A `vllm.LLM`. Create it under `if __name__ == "__main__"`: vLLM may start its engine by spawning."""
 
-    def __init__(self, model: str, options: dict[str, Any]) -> None:
-        """Start an engine with `options` of `vllm.LLM`; what they leave out is vLLM's default."""
+    def __init__(self, options: dict[str, Any]) -> None:
+        """Start an engine with `options` of `vllm.LLM`, the model among them; what they leave out is vLLM's default."""
         import vllm
 
         self._traces = tempfile.TemporaryDirectory(prefix="traces-")
@@ -48,7 +48,7 @@ class Session:
             "torch_profiler_dump_cuda_time_total": False,
         }
         started = time.monotonic()
-        self.llm = vllm.LLM(model, disable_log_stats=False, profiler_config=profiler, **options)
+        self.llm = vllm.LLM(disable_log_stats=False, profiler_config=profiler, **options)
         self.start_seconds = time.monotonic() - started
         self.resolved = self.llm.collective_rpc(resolved)[0]
         self.resolved["kv_cache_tokens"] = self._blocks() * self.resolved["block_size"]
