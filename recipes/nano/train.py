@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from msa_backend.tiny import TinyShape
 
@@ -143,8 +143,15 @@ class Course:
             mixture.e_score_correction_bias += BALANCE * (load.mean() - load).sign()
 
 
-def autocast(device: torch.device) -> AbstractContextManager[Any]:
-    return torch.autocast("cuda", torch.bfloat16) if device.type == "cuda" else nullcontext()
+@contextmanager
+def autocast(device: torch.device) -> Iterator[None]:
+    """Where the model computes: on a GPU in bf16, with attention kernels that take a mask shared by all heads."""
+    if device.type != "cuda":
+        yield
+        return
+    kernels = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+    with torch.autocast("cuda", torch.bfloat16), sdpa_kernel(kernels):
+        yield
 
 
 def read(model: Nano, batch: Batch, reading: Reading) -> tuple[Tensor, Tensor]:
