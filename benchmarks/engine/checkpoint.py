@@ -24,6 +24,14 @@ def write(model: Path, layers: int = LAYERS, quantization: str | None = None) ->
         sparse_attention=sparse, moe=sparse, max_positions=1_048_576,
     )  # fmt: skip
     write_tiny_checkpoint(model, dtype="bfloat16", shards=4, shape=shape, overwrite=True, quantization=quantization)
+    make_sglang_load(model)
+
+
+def make_sglang_load(model: Path) -> None:
+    """Give `config.json` a key that SGLang's own class asks for, and which means nothing to a text model."""
+    config = json.loads((model / "config.json").read_text())
+    config["vision_config"].setdefault("vision_segment_max_frames", None)
+    (model / "config.json").write_text(json.dumps(config, indent=2))
 
 
 def add_cache_scales(model: Path, layers: int) -> None:

@@ -1,4 +1,4 @@
-"""Our model class and vLLM's own in the same engine on the same files: how long does a user wait?
+"""Our model class and the engine's own in the same engine on the same files: how long does a user wait?
 
     python benchmarks/engine write MODEL                          # 20 layers, released attention, random weights
     python benchmarks/engine run MODEL out.json                   # both classes, one table
@@ -6,11 +6,14 @@
     python benchmarks/engine run MODEL out.json --only equal      # do they say the same? with graphs and without
     python benchmarks/engine run MODEL out.json --only serve --options '{"kv_cache_memory_bytes": 20000000000}'
                                                                   # `vllm bench serve`, on conversations
+    python benchmarks/engine truth MODEL truth.json               # on any CPU: what transformers computes in fp32
+    python benchmarks/engine run MODEL out.json --only truth --truth truth.json
+    python benchmarks/engine run MODEL out.json --engine sglang   # any of them in SGLang, but for serve
     python benchmarks/engine table out.json more.json             # several results as one
 
-Each class runs in a process of its own, one after the other, with vLLM's defaults but for --max-model-len and what
---options says; the settings that vLLM resolved are in the JSON. For `serve` the servers of all classes run side by side
-and are asked one after the other, so that a replay of one stands beside the same replay of the other: their caches
+Each class runs in a process of its own, one after the other, with the engine's defaults but for --max-model-len and
+what --options says; the settings that it resolved are in the JSON. For `serve` the servers of all classes run side by
+side and are asked one after the other, so that a replay of one stands beside the same replay of the other: their caches
 must fit on the GPU together. In this repository's folder set PYTHONSAFEPATH=1.
 A class with other options than the rest is one more class. How far fp8 caches move log-probabilities, for example,
 beside how far the two classes are apart without them:
@@ -26,6 +29,9 @@ To see on a CPU that it works, in a minute, with a model of `msa-backend tiny`:
 
     python benchmarks/engine run TINY out.json --classes ours --contexts 512 --suffixes 64 --batches 1,2 --repeats 1
         --max-model-len 2048 --options '{"enforce_eager": true}'
+    SGLANG_USE_CPU_ENGINE=1 python benchmarks/engine run TINY out.json --engine sglang --classes ours --contexts 512
+        --suffixes 64 --batches 1,2 --repeats 1 --max-model-len 2048
+        --options '{"device": "cpu", "max_total_tokens": 16384}'
 """
 
 from __future__ import annotations
@@ -41,7 +47,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from engine import cells, checkpoint, children, conversations, equal, machine, profile, record, serve
+from engine import cells, checkpoint, children, conversations, equal, machine, profile, record, serve, truth
+from engine.engines import ENGINES
 
 PARTS = (*children.PARTS, "serve")
 
@@ -54,6 +61,9 @@ def main() -> int:
             checkpoint.add_cache_scales(arguments.model, arguments.layers)
         if arguments.draft:
             checkpoint.write_draft(arguments.draft, arguments.model)
+        return 0
+    if arguments.step == "truth":
+        truth.write(arguments.model, arguments.file, arguments.lengths)
         return 0
     if arguments.step == "child":
         children.work(arguments.job, arguments.report)
@@ -72,13 +82,17 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="benchmarks/engine", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    steps = parser.add_subparsers(dest="step", required=True, metavar="{write,run,table}")
+    steps = parser.add_subparsers(dest="step", required=True, metavar="{write,truth,run,table}")
     writing = steps.add_parser("write", help="write the model")
     writing.add_argument("model", type=Path)
     writing.add_argument("--layers", type=int, default=checkpoint.LAYERS, help="the first is dense; %(default)s")
     writing.add_argument("--quantization", help="mxfp8 or fp8, as `msa-backend tiny` writes them")
     writing.add_argument("--cache-scales", action="store_true", help="with scales of an fp8 cache in every layer")
     writing.add_argument("--draft", type=Path, help="write an EAGLE3 draft for the model there")
+    exact = steps.add_parser("truth", help="write what transformers computes in fp32")
+    exact.add_argument("model", type=Path)
+    exact.add_argument("file", type=Path)
+    exact.add_argument("--lengths", type=numbers, default=truth.LENGTHS, help="of prompts, in tokens")
     child = steps.add_parser("child")  # what `run` starts for each class
     child.add_argument("job", type=Path)
     child.add_argument("report", type=Path)
@@ -87,10 +101,15 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     showing.add_argument("--out", type=Path, help="write the joined result here")
     add_run(steps.add_parser("run", help="measure", formatter_class=argparse.ArgumentDefaultsHelpFormatter))
     arguments = parser.parse_args(words)
-    if arguments.step == "run" and arguments.at_once > 1 and arguments.only != ("equal",):
+    for part in getattr(arguments, "only", ()):
+        if reason := ENGINES[arguments.engine].lacks.get(part):
+            parser.error(f"--only {part} does not go with --engine {arguments.engine}: {reason}; leave it out")
+    if arguments.step == "run" and "truth" in arguments.only and arguments.truth is None:
+        parser.error("--only truth needs --truth FILE; write it with `benchmarks/engine truth MODEL FILE`")
+    if arguments.step == "run" and arguments.at_once > 1 and not {"equal", "truth"}.issuperset(arguments.only):
         parser.error(
             f"--at-once {arguments.at_once} with --only {','.join(arguments.only)} would spoil what is timed; "
-            "leave it at 1 or ask for --only equal"
+            "leave it at 1 or ask for --only equal or truth"
         )
     return arguments
 
@@ -99,13 +118,16 @@ def add_run(running: argparse.ArgumentParser) -> None:
     running.add_argument("model", help="a folder that `write` made, or any MiniMax-M3")
     running.add_argument("out", type=Path, help="the result, JSON; logs go beside it")
     running.add_argument("--only", type=names(PARTS), default=("cells",), help=f"of {', '.join(PARTS)}")
-    of = f"of {', '.join(children.CLASSES)}; the first is compared with the others; equal adds eager"
-    running.add_argument("--classes", type=names(children.CLASSES), default=("ours", "in-tree"), help=of)
+    running.add_argument("--engine", choices=ENGINES, default="vllm", help="that measures both classes")
+    of = f"of {', '.join(children.NAMES)}; the first is compared with the others; equal adds eager"
+    running.add_argument("--classes", type=names(children.NAMES), default=("ours", "in-tree"), help=of)
     running.add_argument("--rounds", type=int, default=1, help="runs of each class, in turn")
-    at_once = "engines that run side by side, where nothing is timed (--only equal); they share the GPU's memory"
+    at_once = (
+        "engines that run side by side, where nothing is timed (--only equal or truth); they share the GPU's memory"
+    )
     running.add_argument("--at-once", type=int, default=1, help=at_once)
     running.add_argument("--max-model-len", type=int, default=524_288, help="of both")
-    running.add_argument("--options", type=json.loads, default={}, help="more arguments of vllm.LLM, as JSON")
+    running.add_argument("--options", type=json.loads, default={}, help="more arguments of the engine, JSON")
     running.add_argument("--ours-options", type=json.loads, default={}, help="the same for our class alone")
     also = 'one of these once more, with other options: NAME=CLASS{"option": ...}; may be given several times'
     running.add_argument("--also", type=another, action="append", default=[], help=also)
@@ -132,6 +154,9 @@ def add_run(running: argparse.ArgumentParser) -> None:
     group = running.add_argument_group("equal")
     group.add_argument("--lengths", type=numbers, default=(4_000, 32_000, 128_000), help="of prompts, in tokens")
 
+    group = running.add_argument_group("truth")
+    group.add_argument("--truth", type=Path, help="the file that `truth` wrote")
+
     group, shape = running.add_argument_group("serve"), conversations.Shape()
     group.add_argument("--concurrency", type=numbers, default=(8,), help="requests at once; a replay each")
     group.add_argument("--conversations", type=int, default=shape.conversations, help="twice --concurrency or more")
@@ -141,13 +166,13 @@ def add_run(running: argparse.ArgumentParser) -> None:
     group.add_argument("--random", type=numbers, default=(), help="lengths of random prompts, in tokens; a replay each")
 
 
-def another(text: str) -> tuple[str, children.Class]:
+def another(text: str) -> tuple[str, str, dict[str, Any]]:
+    """Its name, the class that it is once more, and in which options it is another."""
     name, _, rest = text.partition("=")
     of, brace, options = rest.partition("{")
-    if of not in children.CLASSES:
-        raise argparse.ArgumentTypeError(f"{of!r} is not one of {', '.join(children.CLASSES)}")
-    one = children.CLASSES[of]
-    return name, children.Class(one.environment, one.options | json.loads(brace + options))
+    if of not in children.NAMES:
+        raise argparse.ArgumentTypeError(f"{of!r} is not one of {', '.join(children.NAMES)}")
+    return name, of, json.loads(brace + options)
 
 
 def names(allowed: Collection[str]) -> Any:
@@ -169,6 +194,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Measure each class in turn; what there is so far is written after every one."""
     found: dict[str, Any] = {
         "what": record.WHAT,
+        "engine": arguments.engine,
         "command": " ".join(["benchmarks/engine", *sys.argv[1:]]),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         **machine.facts(),
@@ -182,7 +208,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         print(f"{name}, round {number + 1}: {', '.join(plans)}", flush=True)
         options = options_of(one_of, arguments)
         started = time.monotonic()
-        one = children.run(name, one_of, options, plans, folder, partial(show, name))
+        one = children.run(arguments.engine, name, one_of, options, plans, folder, partial(show, name))
         took = round(time.monotonic() - started, 1)
         return {"class": name, "round": number, "seconds": took, "options": options} | one
 
@@ -198,8 +224,9 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def options_of(one: children.Class, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Of `vllm.LLM`, for a class."""
-    options = {"model": arguments.model, "language_model_only": True, "max_model_len": arguments.max_model_len}
+    """Of the engine, for a class."""
+    engine = ENGINES[arguments.engine]
+    options = {engine.model: arguments.model, engine.longest: arguments.max_model_len} | engine.options
     options |= arguments.options
     if one.is_ours:
         options |= arguments.ours_options
@@ -224,21 +251,27 @@ def jobs(arguments: argparse.Namespace) -> Iterator[tuple[int, str, children.Cla
             steps=arguments.profile_steps,
         ),
         "equal": equal.Plan(lengths=arguments.lengths),
+        "truth": truth.Plan(str(arguments.truth)),
     }  # fmt: skip
     plans = {part: plan for part, plan in plans.items() if part in arguments.only}
     classes = classes_of(arguments)
     for number in range(arguments.rounds):
         if number:
-            plans.pop("equal", None)  # a second round would say the same
+            for once in ("equal", "truth"):  # a second round would say the same
+                plans.pop(once, None)
         for name, one in classes.items():
             if plans:
                 yield number, name, one, plans
         if "equal" in plans and "eager" not in classes:
-            yield number, "eager", children.CLASSES["eager"], {"equal": plans["equal"]}
+            yield number, "eager", children.classes(ENGINES[arguments.engine])["eager"], {"equal": plans["equal"]}
 
 
 def classes_of(arguments: argparse.Namespace) -> dict[str, children.Class]:
-    return {name: children.CLASSES[name] for name in arguments.classes} | dict(arguments.also)
+    known = children.classes(ENGINES[arguments.engine])
+    found = {name: known[name] for name in arguments.classes}
+    for name, of, options in arguments.also:
+        found[name] = children.Class(known[of].environment, known[of].options | options)
+    return found
 
 
 def serve_all(arguments: argparse.Namespace, folder: Path) -> Iterator[list[dict[str, Any]]]:
@@ -246,7 +279,7 @@ def serve_all(arguments: argparse.Namespace, folder: Path) -> Iterator[list[dict
     shape = conversations.Shape(arguments.conversations, arguments.turns, arguments.shared, arguments.first)
     plan = serve.Plan(arguments.concurrency, shape, arguments.random)
     starts = {
-        name: serve.Start(options_of(one, arguments), children.environment(one))
+        name: serve.Start(options_of(one, arguments), children.environment(ENGINES[arguments.engine], one))
         for name, one in classes_of(arguments).items()
     }
     runs: dict[tuple[str, int], dict[str, Any]] = {}

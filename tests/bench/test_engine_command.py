@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from engine import children, command, conversations, serve
+from engine.engines import ENGINES
 
 FOLDER = Path(__file__).parents[2] / "benchmarks" / "engine"
 
@@ -113,8 +114,9 @@ def test_plans_survive_the_way_to_the_child() -> None:
 
 def test_each_class_has_its_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MSA_DISABLE", "1")
-    assert children.environment(children.CLASSES["ours"])["MSA_DISABLE"] == "0"
-    assert children.environment(children.CLASSES["in-tree"])["MSA_DISABLE"] == "1"
+    for engine in ENGINES.values():
+        given = {name: children.environment(engine, one) for name, one in children.classes(engine).items()}
+        assert {name: one["MSA_DISABLE"] for name, one in given.items()} == {"ours": "0", "in-tree": "1", "eager": "0"}
 
 
 def test_options_become_flags() -> None:
@@ -180,7 +182,7 @@ def test_what_a_child_found_and_said_is_kept(
     monkeypatch.setattr(sys, "executable", str(script))
     (tmp_path / "ours-report.json").write_text("of an earlier child")
     shown: list[str] = []
-    found = children.run("ours", children.CLASSES["ours"], {}, {}, tmp_path, shown.append)
+    found = children.run("vllm", "ours", children.Class(children.OURS), {}, {}, tmp_path, shown.append)
     assert shown == ["a cell"]
     assert found["parts"] == ({"cells": [1]} if report else {})
     assert ("failed" in found) == bool(status)
