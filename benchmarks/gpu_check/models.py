@@ -20,20 +20,20 @@ def jobs(host: Host) -> list[Job]:
         command = host.benchmark(engine, "write", host.model(name), *words)
         return Job(job(name), "models", command, host.environment(engine))
 
-    drafts = (host.pythons["vllm"], str(HERE / "write_drafts.py"), str(host.model("drafts")))
-    found = [
+    def by_script(name: str, engine: str) -> Job:
+        command = (host.pythons[engine], str(HERE / f"write_{name}.py"), str(host.model(name)))
+        return Job(job(name), "models", command, host.environment(engine))
+
+    return [
         written("bf16", "--layers", SMALL, "--cache-scales", "--draft", host.model("bf16-draft")),
         written("mxfp8", "--layers", SMALL, "--quantization", "mxfp8", "--cache-scales"),
         written("fp8", "--layers", SMALL, "--quantization", "fp8"),
-        Job(job("drafts"), "models", drafts, host.environment("vllm")),
+        by_script("drafts", "vllm"),
         written("bf16-20"),
         written("mxfp8-20", "--quantization", "mxfp8", "--cache-scales", "--draft", host.model("draft-20")),
         written("sglang", "--layers", OF_SGLANG, engine="sglang"),
+        by_script("truth", "sglang"),
     ]
-    if host.truth is None:
-        write = (host.pythons["sglang"], str(HERE / "write_truth.py"), str(host.model("truth")))
-        found.append(Job(job("truth"), "models", write, host.environment("sglang")))
-    return found
 
 
 def job(name: str) -> str:

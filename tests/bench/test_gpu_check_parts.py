@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 from engine import command as engine_command
-from gpu_check import fleet, models, write_drafts
+from engine import truth
+from gpu_check import fleet, models, write_drafts, write_truth
 from gpu_check.host import REPOSITORY, Host
 from gpu_check.job import Job
 from gpu_check.parts import PARTS, chosen
@@ -205,3 +206,14 @@ def test_drafts_are_those_of_the_tests(tmp_path: Path) -> None:
     assert {folder.name for folder in (tmp_path / "drafts").iterdir()} == {"mtp", "eagle3", "eagle3-draft"}
     config = json.loads((tmp_path / "drafts" / "eagle3-draft" / "config.json").read_text())
     assert config["eagle_config"]["eagle_aux_hidden_state_layer_ids"] == write_drafts.TAPS
+
+
+def test_the_truth_is_about_a_model_that_both_classes_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("torch")
+    asked: list[tuple[Path, Path]] = []
+    monkeypatch.setattr(truth, "write", lambda *paths: asked.append(paths))
+    write_truth.main(tmp_path)
+    assert asked == [(tmp_path / "tiny", tmp_path / "truth.json")]
+    config = json.loads((tmp_path / "tiny" / "config.json").read_text())
+    assert "vision_segment_max_frames" in config["vision_config"], "SGLang's own class asks for it"
+    assert config["torch_dtype"] == "bfloat16"
