@@ -28,7 +28,7 @@ class Options:
         preempting: running requests are thrown out and resumed, given a cache too small for the load.
         drafts: n-gram draft tokens to verify in a step.
         ranks: tensor-parallel ranks.
-        apart: one rank runs in processes of its own too, as in a server, where the engine leaves the choice.
+        apart: nothing of the engine runs in the test's process, as in a server, where the engine leaves the choice.
         overrides: changes of the model's text config; sections are merged.
         tokenizer: whether there is one.
         dummy_weights: invent the weights.

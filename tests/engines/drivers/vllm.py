@@ -176,9 +176,9 @@ print("MSA" in AttentionBackendEnum.__members__, served_by == "msa_backend.model
         return variables
 
     def where(self, options: Options) -> dict[str, str]:
-        # Two processes for one rank, each of which imports vLLM, are ten times the work of the engine they start.
-        apart = options.apart or options.ranks > 1
-        return {"VLLM_ENABLE_V1_MULTIPROCESSING": str(int(apart))}
+        # A process of its own for the core, and one for each worker, even of one rank: they all import vLLM, which is
+        # ten times the work of the engine that they start. Without the core's, one rank needs no worker's either.
+        return {"VLLM_ENABLE_V1_MULTIPROCESSING": str(int(options.apart))}
 
     @contextmanager
     def launch(self, model: Path, arguments: Mapping[str, Any]) -> Iterator[Engine]:
