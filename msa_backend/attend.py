@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from msa_backend.kernels import api as kernels
 from msa_backend.kernels.api import Batch, LayerCaches, Part, Selection, Step
+from msa_backend.kernels.dispatch import Choice
 from msa_backend.sharing import SharedScoring
 
 UNCUT_TOKENS = 512
@@ -45,6 +47,14 @@ def attend(
             attend_sparse(q[here], index_q[here], caches, part.batch, selection, scale, out[here])
     if q.shape[0] > step.num_tokens:
         out[step.num_tokens :].zero_()
+
+
+def index_query_dtype(choice: Choice, index_dtype: torch.dtype) -> torch.dtype | None:
+    """Of index queries, given that of the keys; None is the model's.
+
+    Tensor cores take both sides of a product in e4m3; on a CPU rounding the queries too would gain nothing.
+    """
+    return index_dtype if choice.is_triton and index_dtype == torch.float8_e4m3fn else None
 
 
 def whole(

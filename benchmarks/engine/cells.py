@@ -37,7 +37,7 @@ class Plan:
         kinds: which of KINDS.
         repeats: samples a cell.
         window_ms: how long one sample of decode lasts, roughly.
-        gpu_steps: decode steps that are profiled.
+        gpu_steps: decode steps that are profiled; with 0 the engine's clock is the only one.
         cold_tokens: cold prompts are repeated only as often as this many tokens allow, once at least.
         prefix_tokens: the rows of a batch share as many different cached prompts as fit in this, one at least.
         row_tokens: a batch whose prompts have more tokens together is left out: handing them over takes too long.
@@ -79,7 +79,7 @@ def measure(session: Session, plan: Plan) -> Iterator[dict[str, Any]]:
             yield from suffixes(session, plan, context, clock)
         if "decode" in plan.kinds:
             yield from decode(session, plan, context, ENGINE, clock)
-    if "decode" in plan.kinds:
+    if "decode" in plan.kinds and plan.gpu_steps:
         for context in plan.contexts:
             yield from decode(session, plan, context, GPU, clock)
 
@@ -127,7 +127,9 @@ def suffixes(session: Session, plan: Plan, context: int, clock: Clock) -> Iterat
 
 def first_tokens(cell: str, found: list[FirstToken]) -> Iterator[dict[str, Any]]:
     yield row(cell, WAITED[0], [1e3 * one.wall for one in found])
-    yield row(cell, WAITED[1], [1e3 * one.engine for one in found])
+    engine = [1e3 * one.engine for one in found if one.engine is not None]
+    if engine:
+        yield row(cell, WAITED[1], engine)
 
 
 def decode(
@@ -136,7 +138,7 @@ def decode(
     """A batch that grows from size to size while its rows decode; by ENGINE or by GPU."""
     sizes = {size: too_many(session, plan, context, size) for size in sorted(plan.batches)}
     prefixes = shared_prefixes(plan, context, max((size for size in sizes if not sizes[size]), default=1))
-    batch = Batch(session)
+    batch = session.batch()
     for size, reason in sizes.items():
         cell = f"decode {size} @ {context:,}"
         reason = clock.over() or reason
@@ -157,7 +159,7 @@ def engine_times(batch: Batch, plan: Plan, cell: str) -> list[dict[str, Any]]:
     """Milliseconds a step, each the mean of a window of steps."""
     times = batch.steps(SETTLE)
     each = max(statistics.median(after - before for before, after in zip(times, times[1:], strict=False)), 1e-6)
-    count = int(min(max(plan.window_ms / 1e3 / each, WINDOW[0]), WINDOW[1]))
+    count = int(min(max(plan.window_ms / 1e3 / each, WINDOW[0], batch.SHORTEST_WINDOW), WINDOW[1]))
     times = batch.steps(count * plan.repeats)
     ends = times[::count]
     values = [1e3 * (end - start) / count for start, end in zip(ends, ends[1:], strict=False)]

@@ -1,4 +1,4 @@
-"""Each class of model in a process of its own: which class vLLM takes is settled once a process."""
+"""Each class of model in a process of its own: which class an engine takes is settled once a process."""
 
 from __future__ import annotations
 
@@ -15,12 +15,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from engine import cells, equal, profile
+from engine import cells, engines, equal, profile, truth
+from engine.engines import Engine
 
 PARTS: dict[str, tuple[type, Callable[..., Iterator[dict[str, Any]]]]] = {
     "cells": (cells.Plan, cells.measure),
     "profile": (profile.Plan, profile.measure),
     "equal": (equal.Plan, equal.measure),
+    "truth": (truth.Plan, truth.measure),
 }
 NEWS = "[bench] "  # begins a line that the parent shows
 
@@ -31,7 +33,7 @@ class Class:
 
     Attributes:
         environment: variables of its process.
-        options: of `vllm.LLM`, beside those of all.
+        options: of the engine, beside those of all.
     """
 
     environment: dict[str, str]
@@ -43,30 +45,24 @@ class Class:
 
 
 OURS, IN_TREE = {"MSA_DISABLE": "0"}, {"MSA_DISABLE": "1"}
-CLASSES = {
-    "ours": Class(OURS),
-    "in-tree": Class(IN_TREE),
-    "eager": Class(OURS, {"enforce_eager": True}),  # ours without graphs
-}
+NAMES = ("ours", "in-tree", "eager")
 
 
-def environment(one: Class) -> dict[str, str]:
+def classes(engine: Engine) -> dict[str, Class]:
+    """By their names; eager is ours without graphs."""
+    return dict(zip(NAMES, (Class(OURS), Class(IN_TREE), Class(OURS, engine.eager)), strict=True))
+
+
+def environment(engine: Engine, one: Class) -> dict[str, str]:
     """All variables of the process that measures a class."""
-    fixed = {
-        "HF_HUB_OFFLINE": "1",
-        "PYTHONSAFEPATH": "1",
-        "PYTHONUNBUFFERED": "1",
-        "VLLM_NO_USAGE_STATS": "1",
-        # Lets `Session` ask the worker for the settings that vLLM resolved.
-        "VLLM_ALLOW_INSECURE_SERIALIZATION": "1",
-    }
-    return {**os.environ, **fixed, **one.environment}
+    fixed = {"HF_HUB_OFFLINE": "1", "PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1"}
+    return {**os.environ, **fixed, **engine.environment, **one.environment}
 
 
 def run(
+    engine: str,
     name: str,
     one: Class,
-    model: str,
     options: dict[str, Any],
     plans: dict[str, Any],
     folder: Path,
@@ -75,8 +71,9 @@ def run(
     """Start an engine with a class in a child process and measure the parts that have a plan.
 
     Args:
+        engine: one of ENGINES.
         name: of the class, and of its log.
-        options: of `vllm.LLM`, those of the class among them.
+        options: of the engine, those of the class among them.
         plans: by part, in the order to run them.
         folder: for the child's log and its report.
         show: called with each row as a line, when it is measured.
@@ -85,16 +82,16 @@ def run(
         `Session.header`, and under `parts` the rows of each part. Had the child failed, what it found until then and
         under `failed` the end of its log.
     """
-    job = {"model": model, "options": options, "plans": {part: asdict(plan) for part, plan in plans.items()}}
-    (folder / "job.json").write_text(json.dumps(job))
-    report = folder / "report.json"
+    job = {"engine": engine, "options": options, "plans": {part: asdict(plan) for part, plan in plans.items()}}
+    (file := folder / f"{name}-job.json").write_text(json.dumps(job))
+    report = folder / f"{name}-report.json"
     report.unlink(missing_ok=True)
-    command = [sys.executable, str(Path(__file__).parent), "child", str(folder / "job.json"), str(report)]
+    command = [sys.executable, str(Path(__file__).parent), "child", str(file), str(report)]
     last: deque[str] = deque(maxlen=40)
     with (folder / f"{name}.log").open("a") as log:
         process = subprocess.Popen(
-            command, env=environment(one), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            text=True, errors="replace", start_new_session=True,
+            command, env=environment(engines.ENGINES[engine], one), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT, text=True, errors="replace", start_new_session=True,
         )  # fmt: skip
         try:
             assert process.stdout is not None
@@ -117,15 +114,13 @@ def run(
 
 def work(job_file: Path, report_file: Path) -> None:
     """What the child does; the report is written anew after every row, so that a crash loses only the next."""
-    from engine.session import Session
-
     began = time.monotonic()
 
     def tell(news: str) -> None:
         print(f"{NEWS}{time.monotonic() - began:6.1f} s  {news}", flush=True)
 
     job = json.loads(job_file.read_text())
-    session = Session(job["model"], job["options"])
+    session = engines.start(job["engine"], job["options"])
     report = session.header() | {"parts": {}}
     tell(report["resolved"]["model_class"])
     for part, fields in job["plans"].items():

@@ -1,14 +1,20 @@
-"""Our model class and vLLM's own in the same engine on the same files: how long does a user wait?
+"""Our model class and the engine's own in the same engine on the same files: how long does a user wait?
 
     python benchmarks/engine write MODEL                          # 20 layers, released attention, random weights
     python benchmarks/engine run MODEL out.json                   # both classes, one table
     python benchmarks/engine run MODEL out.json --only profile    # kernels and GPU time of a step
     python benchmarks/engine run MODEL out.json --only equal      # do they say the same? with graphs and without
-    python benchmarks/engine run MODEL out.json --only serve      # `vllm bench serve` on conversations
+    python benchmarks/engine run MODEL out.json --only serve --options '{"kv_cache_memory_bytes": 20000000000}'
+                                                                  # `vllm bench serve`, on conversations
+    python benchmarks/engine truth MODEL truth.json               # on any CPU: what transformers computes in fp32
+    python benchmarks/engine run MODEL out.json --only truth --truth truth.json
+    python benchmarks/engine run MODEL out.json --engine sglang   # any of them in SGLang, but for serve
     python benchmarks/engine table out.json more.json             # several results as one
 
-Each class runs in a process of its own, one after the other, with vLLM's defaults but for --max-model-len and what
---options says; the settings that vLLM resolved are in the JSON. In this repository's folder set PYTHONSAFEPATH=1.
+Each class runs in a process of its own, one after the other, with the engine's defaults but for --max-model-len and
+what --options says; the settings that it resolved are in the JSON. For `serve` the servers of all classes run side by
+side and are asked one after the other, so that a replay of one stands beside the same replay of the other: their caches
+must fit on the GPU together. In this repository's folder set PYTHONSAFEPATH=1.
 A class with other options than the rest is one more class. How far fp8 caches move log-probabilities, for example,
 beside how far the two classes are apart without them:
 
@@ -17,10 +23,15 @@ beside how far the two classes are apart without them:
         --also 'bf16=ours{"kv_cache_dtype": "auto", "attention_config": {}}'
         --also 'in-tree bf16=in-tree{"kv_cache_dtype": "auto", "attention_config": {}}'
 
+"model" among its options takes other files.
+
 To see on a CPU that it works, in a minute, with a model of `msa-backend tiny`:
 
     python benchmarks/engine run TINY out.json --classes ours --contexts 512 --suffixes 64 --batches 1,2 --repeats 1
         --max-model-len 2048 --options '{"enforce_eager": true}'
+    SGLANG_USE_CPU_ENGINE=1 python benchmarks/engine run TINY out.json --engine sglang --classes ours --contexts 512
+        --suffixes 64 --batches 1,2 --repeats 1 --max-model-len 2048
+        --options '{"device": "cpu", "max_total_tokens": 16384}'
 """
 
 from __future__ import annotations
@@ -31,10 +42,13 @@ import json
 import sys
 import time
 from collections.abc import Collection, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from engine import cells, checkpoint, children, conversations, equal, machine, profile, record, serve
+from engine import cells, checkpoint, children, conversations, equal, machine, profile, record, serve, truth
+from engine.engines import ENGINES
 
 PARTS = (*children.PARTS, "serve")
 
@@ -45,6 +59,11 @@ def main() -> int:
         checkpoint.write(arguments.model, arguments.layers, arguments.quantization)
         if arguments.cache_scales:
             checkpoint.add_cache_scales(arguments.model, arguments.layers)
+        if arguments.draft:
+            checkpoint.write_draft(arguments.draft, arguments.model)
+        return 0
+    if arguments.step == "truth":
+        truth.write(arguments.model, arguments.file, arguments.lengths)
         return 0
     if arguments.step == "child":
         children.work(arguments.job, arguments.report)
@@ -63,12 +82,17 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="benchmarks/engine", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    steps = parser.add_subparsers(dest="step", required=True, metavar="{write,run,table}")
+    steps = parser.add_subparsers(dest="step", required=True, metavar="{write,truth,run,table}")
     writing = steps.add_parser("write", help="write the model")
     writing.add_argument("model", type=Path)
     writing.add_argument("--layers", type=int, default=checkpoint.LAYERS, help="the first is dense; %(default)s")
     writing.add_argument("--quantization", help="mxfp8 or fp8, as `msa-backend tiny` writes them")
     writing.add_argument("--cache-scales", action="store_true", help="with scales of an fp8 cache in every layer")
+    writing.add_argument("--draft", type=Path, help="write an EAGLE3 draft for the model there")
+    exact = steps.add_parser("truth", help="write what transformers computes in fp32")
+    exact.add_argument("model", type=Path)
+    exact.add_argument("file", type=Path)
+    exact.add_argument("--lengths", type=numbers, default=truth.LENGTHS, help="of prompts, in tokens")
     child = steps.add_parser("child")  # what `run` starts for each class
     child.add_argument("job", type=Path)
     child.add_argument("report", type=Path)
@@ -76,18 +100,34 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     showing.add_argument("files", type=Path, nargs="+")
     showing.add_argument("--out", type=Path, help="write the joined result here")
     add_run(steps.add_parser("run", help="measure", formatter_class=argparse.ArgumentDefaultsHelpFormatter))
-    return parser.parse_args(words)
+    arguments = parser.parse_args(words)
+    for part in getattr(arguments, "only", ()):
+        if reason := ENGINES[arguments.engine].lacks.get(part):
+            parser.error(f"--only {part} does not go with --engine {arguments.engine}: {reason}; leave it out")
+    if arguments.step == "run" and "truth" in arguments.only and arguments.truth is None:
+        parser.error("--only truth needs --truth FILE; write it with `benchmarks/engine truth MODEL FILE`")
+    if arguments.step == "run" and arguments.at_once > 1 and not {"equal", "truth"}.issuperset(arguments.only):
+        parser.error(
+            f"--at-once {arguments.at_once} with --only {','.join(arguments.only)} would spoil what is timed; "
+            "leave it at 1 or ask for --only equal or truth"
+        )
+    return arguments
 
 
 def add_run(running: argparse.ArgumentParser) -> None:
     running.add_argument("model", help="a folder that `write` made, or any MiniMax-M3")
     running.add_argument("out", type=Path, help="the result, JSON; logs go beside it")
     running.add_argument("--only", type=names(PARTS), default=("cells",), help=f"of {', '.join(PARTS)}")
-    of = f"of {', '.join(children.CLASSES)}; the first is compared with the others; equal adds eager"
-    running.add_argument("--classes", type=names(children.CLASSES), default=("ours", "in-tree"), help=of)
+    running.add_argument("--engine", choices=ENGINES, default="vllm", help="that measures both classes")
+    of = f"of {', '.join(children.NAMES)}; the first is compared with the others; equal adds eager"
+    running.add_argument("--classes", type=names(children.NAMES), default=("ours", "in-tree"), help=of)
     running.add_argument("--rounds", type=int, default=1, help="runs of each class, in turn")
+    at_once = (
+        "engines that run side by side, where nothing is timed (--only equal or truth); they share the GPU's memory"
+    )
+    running.add_argument("--at-once", type=int, default=1, help=at_once)
     running.add_argument("--max-model-len", type=int, default=524_288, help="of both")
-    running.add_argument("--options", type=json.loads, default={}, help="more arguments of vllm.LLM, as JSON")
+    running.add_argument("--options", type=json.loads, default={}, help="more arguments of the engine, JSON")
     running.add_argument("--ours-options", type=json.loads, default={}, help="the same for our class alone")
     also = 'one of these once more, with other options: NAME=CLASS{"option": ...}; may be given several times'
     running.add_argument("--also", type=another, action="append", default=[], help=also)
@@ -114,21 +154,25 @@ def add_run(running: argparse.ArgumentParser) -> None:
     group = running.add_argument_group("equal")
     group.add_argument("--lengths", type=numbers, default=(4_000, 32_000, 128_000), help="of prompts, in tokens")
 
+    group = running.add_argument_group("truth")
+    group.add_argument("--truth", type=Path, help="the file that `truth` wrote")
+
     group, shape = running.add_argument_group("serve"), conversations.Shape()
     group.add_argument("--concurrency", type=numbers, default=(8,), help="requests at once; a replay each")
     group.add_argument("--conversations", type=int, default=shape.conversations, help="twice --concurrency or more")
     group.add_argument("--turns", type=int, default=shape.turns, help="of each")
     group.add_argument("--shared", type=int, default=shape.shared, help="tokens of the system prompt")
     group.add_argument("--first", type=int, default=shape.first, help="tokens of the first prompt after it")
+    group.add_argument("--random", type=numbers, default=(), help="lengths of random prompts, in tokens; a replay each")
 
 
-def another(text: str) -> tuple[str, children.Class]:
+def another(text: str) -> tuple[str, str, dict[str, Any]]:
+    """Its name, the class that it is once more, and in which options it is another."""
     name, _, rest = text.partition("=")
     of, brace, options = rest.partition("{")
-    if of not in children.CLASSES:
-        raise argparse.ArgumentTypeError(f"{of!r} is not one of {', '.join(children.CLASSES)}")
-    one = children.CLASSES[of]
-    return name, children.Class(one.environment, one.options | json.loads(brace + options))
+    if of not in children.NAMES:
+        raise argparse.ArgumentTypeError(f"{of!r} is not one of {', '.join(children.NAMES)}")
+    return name, of, json.loads(brace + options)
 
 
 def names(allowed: Collection[str]) -> Any:
@@ -150,6 +194,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Measure each class in turn; what there is so far is written after every one."""
     found: dict[str, Any] = {
         "what": record.WHAT,
+        "engine": arguments.engine,
         "command": " ".join(["benchmarks/engine", *sys.argv[1:]]),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         **machine.facts(),
@@ -157,28 +202,39 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     }
     folder = arguments.out.with_suffix(".logs")
     folder.mkdir(parents=True, exist_ok=True)
-    for number, name, one_of, plans in jobs(arguments):
+
+    def measure(job: tuple[int, str, children.Class, dict[str, Any]]) -> dict[str, Any]:
+        number, name, one_of, plans = job
         print(f"{name}, round {number + 1}: {', '.join(plans)}", flush=True)
         options = options_of(one_of, arguments)
-        measure = served if "serve" in plans else children.run
         started = time.monotonic()
-        one = measure(name, one_of, arguments.model, options, plans, folder, show)
+        one = children.run(arguments.engine, name, one_of, options, plans, folder, partial(show, name))
         took = round(time.monotonic() - started, 1)
-        found["runs"].append({"class": name, "round": number, "seconds": took, "options": options} | one)
-        arguments.out.write_text(json.dumps(found) + "\n")
+        return {"class": name, "round": number, "seconds": took, "options": options} | one
+
+    with ThreadPoolExecutor(arguments.at_once) as pool:
+        for one in pool.map(measure, jobs(arguments)):
+            found["runs"].append(one)
+            arguments.out.write_text(json.dumps(found) + "\n")
+    if "serve" in arguments.only:
+        for served in serve_all(arguments, folder):
+            arguments.out.write_text(json.dumps(found | {"runs": found["runs"] + served}) + "\n")
+        found["runs"] += served
     return record.finished(found)
 
 
 def options_of(one: children.Class, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Of `vllm.LLM`, for a class."""
-    options = {"language_model_only": True, "max_model_len": arguments.max_model_len} | arguments.options
+    """Of the engine, for a class."""
+    engine = ENGINES[arguments.engine]
+    options = {engine.model: arguments.model, engine.longest: arguments.max_model_len} | engine.options
+    options |= arguments.options
     if one.is_ours:
         options |= arguments.ours_options
     return options | one.options
 
 
-def show(line: str) -> None:
-    print(f"  {line}", flush=True)
+def show(name: str, line: str) -> None:
+    print(f"  {name}: {line}", flush=True)
 
 
 def jobs(arguments: argparse.Namespace) -> Iterator[tuple[int, str, children.Class, dict[str, Any]]]:
@@ -195,40 +251,50 @@ def jobs(arguments: argparse.Namespace) -> Iterator[tuple[int, str, children.Cla
             steps=arguments.profile_steps,
         ),
         "equal": equal.Plan(lengths=arguments.lengths),
+        "truth": truth.Plan(str(arguments.truth)),
     }  # fmt: skip
     plans = {part: plan for part, plan in plans.items() if part in arguments.only}
-    shape = conversations.Shape(arguments.conversations, arguments.turns, arguments.shared, arguments.first)
-    classes = {name: children.CLASSES[name] for name in arguments.classes} | dict(arguments.also)
+    classes = classes_of(arguments)
     for number in range(arguments.rounds):
         if number:
-            plans.pop("equal", None)  # a second round would say the same
+            for once in ("equal", "truth"):  # a second round would say the same
+                plans.pop(once, None)
         for name, one in classes.items():
             if plans:
                 yield number, name, one, plans
         if "equal" in plans and "eager" not in classes:
-            yield number, "eager", children.CLASSES["eager"], {"equal": plans["equal"]}
-        if "serve" in arguments.only:
-            for name, one in classes.items():
-                yield number, name, one, {"serve": serve.Plan(arguments.concurrency, shape)}
+            yield number, "eager", children.classes(ENGINES[arguments.engine])["eager"], {"equal": plans["equal"]}
 
 
-def served(
-    name: str,
-    one: children.Class,
-    model: str,
-    options: dict[str, Any],
-    plans: dict[str, Any],
-    folder: Path,
-    show: Any,
-) -> dict[str, Any]:
-    """What `children.run` is for the other parts."""
-    found: dict[str, Any] = {"parts": {"serve": []}}
-    try:
-        for row in serve.measure(model, options, plans["serve"], children.environment(one), folder):
-            found["parts"]["serve"].append(row)
-            show(children.brief(row))
-    except (RuntimeError, OSError) as error:
-        log = folder / f"{name}-serve.log"
-        log.write_text(str(error))
-        found["failed"] = f"{str(error)[-4000:].rstrip()}\nAll that was said is in {log}."
+def classes_of(arguments: argparse.Namespace) -> dict[str, children.Class]:
+    known = children.classes(ENGINES[arguments.engine])
+    found = {name: known[name] for name in arguments.classes}
+    for name, of, options in arguments.also:
+        found[name] = children.Class(known[of].environment, known[of].options | options)
     return found
+
+
+def serve_all(arguments: argparse.Namespace, folder: Path) -> Iterator[list[dict[str, Any]]]:
+    """The runs so far, one a class and round, whenever there is news."""
+    shape = conversations.Shape(arguments.conversations, arguments.turns, arguments.shared, arguments.first)
+    plan = serve.Plan(arguments.concurrency, shape, arguments.random)
+    starts = {
+        name: serve.Start(options_of(one, arguments), children.environment(ENGINES[arguments.engine], one))
+        for name, one in classes_of(arguments).items()
+    }
+    runs: dict[tuple[str, int], dict[str, Any]] = {}
+    started = time.monotonic()
+    yield []
+    for name, number, news in serve.measure(starts, plan, arguments.rounds, folder):
+        empty = {"class": name, "round": number, "options": starts[name].options, "parts": {"serve": []}}
+        run = runs.setdefault((name, number), empty)
+        run["seconds"] = round(time.monotonic() - started, 1)
+        if isinstance(news, str):
+            log = folder / f"{name}-serve.log"
+            log.write_text(news)
+            run["failed"] = f"{news[-4000:].rstrip()}\nAll that was said is in {log}."
+            show(name, f"failed, see {log}")
+        else:
+            run["parts"]["serve"].append(news)
+            show(name, children.brief(news))
+        yield sorted(runs.values(), key=lambda run: (run["round"], list(starts).index(run["class"])))

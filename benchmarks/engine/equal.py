@@ -23,8 +23,6 @@ from engine.session import Session
 DENSE_TOKENS = 16 * prompts.BLOCK - 1
 NEW_TOKENS = 16
 SUFFIX = 171
-CANDIDATES = 20
-"""Most likely tokens whose log-probabilities are kept of each place of an answer: as many as vLLM gives by default."""
 
 
 @dataclass(frozen=True)
@@ -36,40 +34,17 @@ class Plan:
 
 def measure(session: Session, plan: Plan) -> Iterator[dict[str, Any]]:
     """The log-probability of every prompt token and of a greedy answer, cold and after a prefix hit, by length."""
-    from vllm import SamplingParams
-    from vllm.inputs import TokensPrompt
-
-    greedy = {"temperature": 0, "max_tokens": NEW_TOKENS, "ignore_eos": True, "logprobs": CANDIDATES}
-    reading, answering = SamplingParams(**greedy, prompt_logprobs=0), SamplingParams(**greedy)
-
-    def ask(tokens: list[int], sampling: Any) -> Any:
-        (output,) = session.llm.generate([TokensPrompt(prompt_token_ids=tokens)], sampling, use_tqdm=False)
-        return output
-
     for length in plan.lengths:
         tokens = prompts.context(length, seed=0)
         longer = tokens + prompts.tokens(SUFFIX, "equal", length)
-        # Asked for the prompt's log-probabilities, vLLM passes the prefix cache by; the second request fills it
-        # with all but the suffix, and the third starts from there.
-        cold = ask(tokens, reading)
-        ask(tokens, answering)
-        hit = ask(longer, answering)
-        miss = ask(longer, reading)
-        yield {
-            "length": length,
-            "prompt": [step[token].logprob for step, token in zip(cold.prompt_logprobs[1:], tokens[1:], strict=True)],
-            "cold": answer(cold),
-            "hit": answer(hit) | {"cached_tokens": hit.num_cached_tokens},
-            "miss": answer(miss),
-            "drafts": session.drafts(),
-        }
-
-
-def answer(output: Any) -> dict[str, Any]:
-    """The tokens of an answer, and at each place the log-probabilities of the most likely ones, as JSON keeps them."""
-    completion = output.outputs[0]
-    candidates = [{str(token): found.logprob for token, found in step.items()} for step in completion.logprobs]
-    return {"tokens": list(completion.token_ids), "candidates": candidates}
+        cold = session.ask(tokens, NEW_TOKENS, fresh=True)
+        # Fills the cache with all but the suffix, and the third request starts from there.
+        session.ask(tokens, NEW_TOKENS)
+        hit = session.ask(longer, NEW_TOKENS)
+        miss = session.ask(longer, NEW_TOKENS, fresh=True)
+        miss.pop("prompt")
+        prompt = cold.pop("prompt")
+        yield {"length": length, "prompt": prompt, "cold": cold, "hit": hit, "miss": miss, "drafts": session.drafts()}
 
 
 def compare(found: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:

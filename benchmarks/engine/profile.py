@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from engine import cells, prompts, timeline
-from engine.session import Batch, Session
+from engine.session import Session
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ def measure(session: Session, plan: Plan) -> Iterator[dict[str, Any]]:
             with session.profile() as files:
                 session.first_token(prompts.after_hit(context, 0, new, "profile", new))
             yield entry(f"{new:,} new tokens @ {context:,}", layers, timeline.reading(timeline.read(files[0])))
-        batch = Batch(session)
+        batch = session.batch()
         for size in sorted(plan.batches):
             while len(batch.names) < size:
                 batch.add(prompts.after_hit(context, 0, cells.ROW, "profile", len(batch.names)))

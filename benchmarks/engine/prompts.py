@@ -7,7 +7,7 @@ import random
 
 # The tiny tokenizer's first 256 tokens are bytes; words follow, more than these.
 WORDS = range(256, 1000)
-BLOCK = 128  # tokens: vLLM keeps and finds prefixes in whole pages
+BLOCK = 128  # tokens: both engines keep and find prefixes in whole pages
 
 
 def tokens(length: int, *key: object) -> list[int]:
@@ -22,7 +22,7 @@ def context(length: int, seed: int) -> list[int]:
 
 
 def after_hit(length: int, seed: int, new: int, *key: object) -> list[int]:
-    """A prompt whose first tokens are those of `context(length, seed)`, as far as vLLM keeps them, and `new` tokens."""
+    """A prompt whose first tokens are those of `context(length, seed)`, as far as it is kept, and `new` tokens."""
     return context(length, seed)[: kept(length)] + tokens(new, "suffix", length, *key)
 
 

@@ -6,14 +6,14 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from engine import equal, profile, table
+from engine import equal, profile, table, truth
 
-WHAT = "ours: msa-backend; in-tree: vLLM's own class; eager: ours without CUDA graphs"
+WHAT = "ours: msa-backend; in-tree: the engine's own class; eager: ours without CUDA graphs"
 RESOLVED = ("cudagraph_mode", "max_num_seqs", "max_num_batched_tokens", "kv_cache_tokens", "model_runner")
 
 
 def finished(record: dict[str, Any]) -> dict[str, Any]:
-    """`record` with its tables, and without the log-probabilities that the comparison was made from.
+    """`record` with its tables, and without the log-probabilities that comparisons were made from.
 
     Args:
         record: its `runs` have `class`, `round`, `parts`, and what `Session.header` says.
@@ -21,6 +21,9 @@ def finished(record: dict[str, Any]) -> dict[str, Any]:
     raw = {run["class"]: run["parts"].pop("equal") for run in record["runs"] if "equal" in run["parts"]}
     if raw:
         record["equal"] = equal.compare(raw)
+    exact = {run["class"]: truth.summary(rows) for run in record["runs"] if (rows := run["parts"].pop("truth", None))}
+    if exact:
+        record["truth"] = exact
     record["table"] = [vars(row) for row in table.rows(timed(record))]
     return record
 
@@ -28,13 +31,14 @@ def finished(record: dict[str, Any]) -> dict[str, Any]:
 def joined(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Several finished records as one; samples of the same cell stand together."""
     record: dict[str, Any] = {"what": WHAT}
-    for key in ("command", "date", "device", "versions"):
-        each = [one[key] for one in records]
+    for key in ("engine", "command", "date", "device", "versions"):
+        each = [one.get(key, "vllm") for one in records]  # the first results were all of vLLM and did not say so
         record[key] = each[0] if all(value == each[0] for value in each) else each
     record["runs"] = [run for one in records for run in one["runs"]]
     for one in records:
-        if "equal" in one:
-            record["equal"] = record.get("equal", {}) | one["equal"]
+        for compared in ("equal", "truth"):
+            if compared in one:
+                record[compared] = record.get(compared, {}) | one[compared]
     return finished(record)
 
 
@@ -59,7 +63,7 @@ def failures(record: dict[str, Any]) -> list[str]:
 
 def lines(record: dict[str, Any]) -> Iterator[str]:
     """Everything a reader wants to see of a finished record."""
-    yield f"{record['device']}, {record['versions']}"
+    yield f"{record.get('engine', 'vllm')}, {record['device']}, {record['versions']}"
     for run in record["runs"]:
         head = f"{run['class']}: {run['seconds']:.0f} s in all"
         if "resolved" in run:
@@ -78,4 +82,6 @@ def lines(record: dict[str, Any]) -> Iterator[str]:
     yield from profile.lines(profiles)
     if "equal" in record:
         yield json.dumps(record["equal"], indent=1)
+    if "truth" in record:
+        yield json.dumps(record["truth"], indent=1)
     yield from failures(record)

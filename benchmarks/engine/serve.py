@@ -1,13 +1,18 @@
-"""What a client sees: `vllm serve` under `vllm bench serve`, on conversations whose prompts are almost all cached."""
+"""What a client sees: `vllm serve` under `vllm bench serve`.
+
+On conversations, whose prompts are almost all cached, and on random prompts, of which nothing is.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -29,6 +34,9 @@ METRICS = (
 )
 
 
+RANDOM_ANSWER = 128  # tokens, after each random prompt
+
+
 @dataclass(frozen=True)
 class Plan:
     """What to replay.
@@ -36,54 +44,126 @@ class Plan:
     Attributes:
         concurrency: requests under way at once; one replay each, of a trace of its own.
         shape: of the conversations.
+        random_tokens: lengths of random prompts; one replay each, the last of `concurrency` at once.
     """
 
     concurrency: tuple[int, ...]
     shape: conversations.Shape
+    random_tokens: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Start:
+    """How a server starts.
+
+    Attributes:
+        options: of `vllm.LLM`, the model among them; passed as flags.
+        environment: of the server, beside this process's.
+    """
+
+    options: dict[str, Any]
+    environment: dict[str, str]
+
+    @property
+    def model(self) -> str:
+        return self.options["model"]
+
+    def command(self) -> list[str]:
+        """What starts the server, but for where it listens."""
+        return [*VLLM, "serve", self.model, *flags({k: v for k, v in self.options.items() if k != "model"})]
 
 
 def measure(
-    model: str, options: dict[str, Any], plan: Plan, environment: dict[str, str], folder: Path
-) -> Iterator[dict[str, Any]]:
-    """Rows `cell, clock, unit, values` of one server.
+    starts: Mapping[str, Start], plan: Plan, rounds: int, folder: Path
+) -> Iterator[tuple[str, int, dict[str, Any] | str]]:
+    """Start a server for each name, all at once, and replay on one after the other.
+
+    Every server sees the same requests in the same order, and only one works at a time. A round of its own brings
+    new conversations, so that none is cached from the last one.
 
     Args:
-        options: of `vllm.LLM`, passed as flags.
-        environment: of the server, beside this process's.
         folder: where traces and results of the client are written.
 
-    Raises:
-        RuntimeError: the server did not start or a replay failed; the message has what was printed.
+    Yields:
+        Name, round, and a row `cell, clock, unit, values`; or what was printed where the server did not start or a
+        replay failed, after which nothing more is asked of it.
     """
-    with _server_module().running([*VLLM, "serve", model], flags(options), environment, START_LIMIT) as server:
-        for seed, concurrency in enumerate(plan.concurrency):
-            trace = conversations.make(plan.shape, seed)
-            file = folder / f"trace-{seed}.jsonl"
-            conversations.write(trace, file)
-            before = _hits(server)
-            result = replay(model, server.url, file, len(trace), concurrency, folder / f"bench-{seed}.json")
-            hit, asked = (after - earlier for after, earlier in zip(_hits(server), before, strict=True))
-            cell = f"serve {concurrency} at once"
-            for clock, unit, key in METRICS:
-                yield {"cell": cell, "clock": clock, "unit": unit, "values": [round(result[key], 3)]}
-            yield {"cell": cell, "clock": "cached", "unit": "%", "values": [round(100 * hit / max(asked, 1), 1)]}
+    with contextlib.ExitStack() as stack:
+        alive: dict[str, Any] = {}
+        for name, found in _started(starts, stack):
+            if isinstance(found, Exception):
+                yield name, 0, str(found)
+            else:
+                alive[name] = found
+        for number in range(rounds):
+            for cell, dataset, concurrency, requests in _replays(plan, number, folder):
+                for name, server in list(alive.items()):
+                    out = folder / f"{name}-{cell}-{number}.json".replace(" ", "-")
+                    try:
+                        for row in _rows(cell, replay(starts[name].model, server, dataset, requests, concurrency, out)):
+                            yield name, number, row
+                    except (RuntimeError, OSError) as error:
+                        del alive[name]
+                        yield name, number, str(error)
 
 
-def replay(model: str, url: str, trace: Path, requests: int, concurrency: int, out: Path) -> dict[str, Any]:
-    """What `vllm bench serve` says of one replay.
+def _started(starts: Mapping[str, Start], stack: contextlib.ExitStack) -> Iterator[tuple[str, Any]]:
+    """Each name with its server, or with the error that it did not start with."""
+
+    def enter(start: Start) -> Any:
+        context = running(start.command(), [], start.environment, START_LIMIT)
+        try:
+            return stack.enter_context(context)
+        except (RuntimeError, OSError) as error:
+            return error
+
+    running = _server_module().running
+    with ThreadPoolExecutor(len(starts)) as pool:
+        yield from zip(starts, pool.map(enter, starts.values()), strict=True)
+
+
+def _replays(plan: Plan, number: int, folder: Path) -> Iterator[tuple[str, list[str], int, int]]:
+    """Title, dataset as flags of the client, requests at once and in all."""
+    for place, concurrency in enumerate(plan.concurrency):
+        seed = number * len(plan.concurrency) + place
+        trace = conversations.make(plan.shape, seed)
+        file = folder / f"trace-{seed}.jsonl"
+        conversations.write(trace, file)
+        dataset = [
+            "--dataset-name", "timed_trace", "--dataset-path", str(file), "--no-self-timed",
+            "--timed-trace-chunk-hash-size", str(prompts.BLOCK),
+        ]  # fmt: skip
+        yield f"serve {concurrency} at once", dataset, concurrency, len(trace)
+    for length in plan.random_tokens:
+        concurrency = plan.concurrency[-1]
+        dataset = [
+            "--dataset-name", "random", "--random-input-len", str(length), "--random-output-len", str(RANDOM_ANSWER),
+            "--seed", str(number), "--ignore-eos",
+        ]  # fmt: skip
+        yield f"serve {concurrency} at once, {length:,} random", dataset, concurrency, 2 * concurrency
+
+
+def _rows(cell: str, found: dict[str, float]) -> Iterator[dict[str, Any]]:
+    for clock, unit, key in METRICS:
+        yield {"cell": cell, "clock": clock, "unit": unit, "values": [round(found[key], 3)]}
+    yield {"cell": cell, "clock": "cached", "unit": "%", "values": [round(found["cached"], 1)]}
+
+
+def replay(model: str, server: Any, dataset: list[str], requests: int, concurrency: int, out: Path) -> dict[str, float]:
+    """What `vllm bench serve` says of one replay, and under `cached` the percentage of prompt tokens found cached.
 
     Raises:
         RuntimeError: it failed, or a request did.
     """
     command = [
-        *VLLM, "bench", "serve", "--backend", "openai", "--base-url", url, "--model", model, "--tokenizer", model,
-        "--dataset-name", "timed_trace", "--dataset-path", str(trace), "--no-self-timed",
-        "--timed-trace-chunk-hash-size", str(prompts.BLOCK), "--num-prompts", str(requests),
-        "--max-concurrency", str(concurrency), "--temperature", "0", "--metric-percentiles", "50,90,99",
+        *VLLM, "bench", "serve", "--backend", "openai", "--base-url", server.url, "--model", model,
+        "--tokenizer", model, *dataset, "--num-prompts", str(requests), "--max-concurrency", str(concurrency),
+        "--temperature", "0", "--metric-percentiles", "50,90,99",
         "--save-result", "--result-dir", str(out.parent), "--result-filename", out.name, "--disable-tqdm",
     ]  # fmt: skip
     # The client draws a block's words from the hash of its name, which Python salts anew in every process.
     environment = {**os.environ, "PYTHONHASHSEED": "0", "PYTHONSAFEPATH": "1", "HF_HUB_OFFLINE": "1"}
+    before = _hits(server)
     done = subprocess.run(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=BENCH_LIMIT
     )
@@ -92,7 +172,8 @@ def replay(model: str, url: str, trace: Path, requests: int, concurrency: int, o
     result = json.loads(out.read_text())
     if result["completed"] != requests:
         raise RuntimeError(f"{done.stdout}\nOnly {result['completed']} of {requests} requests were answered.")
-    return result
+    hit, asked = (after - earlier for after, earlier in zip(_hits(server), before, strict=True))
+    return result | {"cached": 100 * hit / max(asked, 1)}
 
 
 def flags(options: dict[str, Any]) -> list[str]:

@@ -1,20 +1,19 @@
-"""One vLLM engine: requests one at a time, batches that decode, profiles, and what it made of its options."""
+"""What is asked of an engine under measurement, in words that belong to none: a request, a batch, a profile."""
 
 from __future__ import annotations
 
-import contextlib
-import itertools
 import os
-import tempfile
-import time
-from collections.abc import Iterator
+from abc import ABC, abstractmethod
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 # Rows of a batch are stopped by us, or end here.
 LONGEST_ANSWER = 16_384
 IN_TREE = "MSA_DISABLE"
+CANDIDATES = 20
+"""Most likely tokens whose log-probabilities are kept of each place of an answer: as many as vLLM gives by default."""
 
 
 @dataclass(frozen=True)
@@ -23,52 +22,31 @@ class FirstToken:
 
     Attributes:
         wall: from handing over the prompt to reading the token.
-        engine: from the scheduler's queue to the token, by the engine's clock; without what the front end does.
+        engine: from the scheduler's queue to the token, by the engine's clock; without what the front end does. None of
+            an engine that does not say.
         cached: prompt tokens found in the prefix cache.
     """
 
     wall: float
-    engine: float
+    engine: float | None
     cached: int
 
 
-class Session:
-    """A `vllm.LLM`. Create it under `if __name__ == "__main__"`: vLLM may start its engine by spawning."""
+class Session(ABC):
+    """One running engine. Create it under `if __name__ == "__main__"`: engines may start their processes by spawning.
 
-    def __init__(self, model: str, options: dict[str, Any]) -> None:
-        """Start an engine with `options` of `vllm.LLM`; what they leave out is vLLM's default."""
-        import vllm
+    Attributes:
+        start_seconds: that it took to start.
+        resolved: the settings that it chose or changed: `max_model_len`, `max_num_seqs`, `kv_cache_tokens`, `layers`,
+            `model_class` and more.
+    """
 
-        self._traces = tempfile.TemporaryDirectory(prefix="traces-")
-        profiler = {
-            "profiler": "torch",
-            "torch_profiler_dir": self._traces.name,
-            "torch_profiler_with_stack": False,
-            "torch_profiler_use_gzip": False,
-            "torch_profiler_dump_cuda_time_total": False,
-        }
-        started = time.monotonic()
-        self.llm = vllm.LLM(model, disable_log_stats=False, profiler_config=profiler, **options)
-        self.start_seconds = time.monotonic() - started
-        self.resolved = self.llm.collective_rpc(resolved)[0]
-        self.resolved["kv_cache_tokens"] = self._blocks() * self.resolved["block_size"]
-        self._numbers = itertools.count()
-        wanted = os.environ.get(IN_TREE) != "1"
-        if self.resolved["model_class"].startswith("msa_backend.") != wanted:
-            raise RuntimeError(
-                f"The engine runs {self.resolved['model_class']}, but this process was to measure "
-                f"{'msa-backend' if wanted else 'vLLM in-tree'}; run `msa-backend doctor`."
-            )
+    start_seconds: float
+    resolved: dict[str, Any]
 
     def header(self) -> dict[str, Any]:
         """What this engine is, for the record."""
         return {"start_seconds": round(self.start_seconds, 1), "resolved": self.resolved}
-
-    def _blocks(self) -> int:
-        blocks = self.llm.llm_engine.vllm_config.cache_config.num_gpu_blocks
-        if not blocks:
-            raise RuntimeError("vLLM does not say how many pages its KV cache has.")
-        return blocks
 
     @property
     def kv_tokens(self) -> int:
@@ -78,63 +56,48 @@ class Session:
     def max_model_len(self) -> int:
         return self.resolved["max_model_len"]
 
-    def drafts(self) -> dict[str, Any]:
-        """What vLLM counted of drafts so far, by its metrics' names; nothing where none are made."""
-        named = (metric for metric in self.llm.get_metrics() if metric.name.startswith("vllm:spec_decode"))
-        return {metric.name: getattr(metric, "values", getattr(metric, "value", None)) for metric in named}
+    def check_class(self, is_ours: bool, engine: str) -> None:
+        """Refuse to measure another class than this process was started for."""
+        if is_ours == (os.environ.get(IN_TREE) == "1"):
+            raise RuntimeError(
+                f"The engine runs {self.resolved['model_class']}, but this process was to measure "
+                f"{f'{engine} in-tree' if is_ours else 'msa-backend'}; run `msa-backend doctor`."
+            )
 
-    def start(self, tokens: list[int], new: int) -> str:
-        """Hand a request over and return its name; `step` brings what comes of it."""
-        from vllm import SamplingParams
-        from vllm.inputs import TokensPrompt
-        from vllm.sampling_params import RequestOutputKind
-
-        name = f"bench-{next(self._numbers)}"
-        sampling = SamplingParams(
-            temperature=0, max_tokens=new, ignore_eos=True, detokenize=False, output_kind=RequestOutputKind.DELTA
-        )
-        self.llm.llm_engine.add_request(name, TokensPrompt(prompt_token_ids=tokens), sampling)
-        return name
-
-    def step(self) -> list[Any]:
-        """The `RequestOutput` of each request that got tokens in the engine's next step."""
-        return self.llm.llm_engine.step()
-
-    def stop(self, names: set[str]) -> None:
-        self.llm.llm_engine.abort_request(list(names))
-
+    @abstractmethod
     def first_token(self, tokens: list[int]) -> FirstToken:
         """Ask for one token, with nothing else running."""
-        started = time.monotonic()
-        name = self.start(tokens, new=1)
-        while True:
-            for output in self.step():
-                if output.request_id == name:
-                    wall, metrics = time.monotonic() - started, output.metrics
-                    return FirstToken(wall, metrics.first_token_ts - metrics.queued_ts, output.num_cached_tokens or 0)
 
-    @contextlib.contextmanager
-    def profile(self) -> Iterator[list[Path]]:
+    @abstractmethod
+    def ask(self, tokens: list[int], new: int, *, fresh: bool = False) -> dict[str, Any]:
+        """A greedy answer of `new` tokens, with nothing else running; if `fresh`, nothing comes from the prefix cache.
+
+        Returns:
+            `tokens`; `candidates`, at each place the log-probabilities of the CANDIDATES most likely tokens, and of the
+            one that was said, by token as text; `cached_tokens`; and, of a fresh one, `prompt`: the log-probability of
+            each token of the prompt but the first.
+        """
+
+    @abstractmethod
+    def batch(self) -> Batch:
+        """An empty batch."""
+
+    @abstractmethod
+    def profile(self) -> AbstractContextManager[list[Path]]:
         """Profile what the engine does inside; at the end the list holds the files of the trace, one a rank."""
-        known = self._trace_files()
-        found: list[Path] = []
-        self.llm.start_profile()
-        try:
-            yield found
-        finally:
-            self.llm.stop_profile()
-        found.extend(sorted(self._trace_files() - known))
-        if not found:
-            raise RuntimeError("vLLM wrote no trace; its log says why torch's profiler did not start.")
 
-    def _trace_files(self) -> set[Path]:
-        return set(Path(self._traces.name).glob("*.pt.trace.json*"))
+    def drafts(self) -> dict[str, Any]:
+        """What the engine counted of drafts so far; nothing where none are made."""
+        return {}
 
 
-class Batch:
+class Batch(ABC):
     """Requests that decode side by side, a token each in every step, until `stop`."""
 
-    def __init__(self, session: Session) -> None:
+    SHORTEST_WINDOW: ClassVar[int] = 1
+    """Steps that a sample must be the mean of."""
+
+    def __init__(self, session: Any) -> None:
         self.session = session
         self.names: set[str] = set()
 
@@ -142,6 +105,11 @@ class Batch:
         room = self.session.max_model_len - len(tokens)
         self.names.add(self.session.start(tokens, min(LONGEST_ANSWER, room)))
 
+    def stop(self) -> None:
+        self.session.stop(self.names)
+        self.names = set()
+
+    @abstractmethod
     def steps(self, count: int) -> list[float]:
         """When each of `count + 1` steps in a row ended, in seconds of the engine's clock.
 
@@ -150,56 +118,10 @@ class Batch:
         Raises:
             RuntimeError: a request came to its end first.
         """
-        times: list[float] = []
-        while len(times) <= count:
-            outputs = self.session.step()
-            if any(output.finished for output in outputs):
-                raise RuntimeError(f"A request of a batch of {len(self.names)} ended before it was measured.")
-            if self.names <= {output.request_id for output in outputs}:
-                times.append(outputs[0].metrics.last_token_ts)
-            elif outputs:
-                times.clear()
-        return times
 
+    @abstractmethod
     def steps_from_now(self, count: int) -> None:
         """Run on until the engine has made `count` steps more; outputs of earlier ones may still be on their way."""
-        now = time.monotonic()  # the engine's clock, in every process of the machine
-        while count > 0:
-            count -= self.steps(0)[0] > now
 
-    def stop(self) -> None:
-        self.session.stop(self.names)
-        self.names = set()
-
-
-def resolved(worker: Any) -> dict[str, Any]:
-    """Runs in the engine's worker: the settings that vLLM chose or changed after it read its options."""
-    config, runner = worker.vllm_config, worker.model_runner
-    graphs = config.compilation_config
-    manager = getattr(runner, "cudagraph_manager", None)
-    mode = getattr(manager, "cudagraph_mode", graphs.cudagraph_mode)
-    sizes = list(graphs.cudagraph_capture_sizes or [])
-    groups = [group for groups in getattr(runner, "attn_groups", []) for group in groups]
-    model = type(runner.get_model())
-    return {
-        "model_class": f"{model.__module__}.{model.__qualname__}",
-        "model_runner": f"{type(runner).__module__}.{type(runner).__qualname__}",
-        "attention_backends": sorted({group.backend.get_name() for group in groups}),
-        "enforce_eager": config.model_config.enforce_eager,
-        "compilation_mode": getattr(graphs.mode, "name", str(graphs.mode)),
-        "cudagraph_mode": getattr(mode, "name", str(mode)),
-        "cudagraph_capture_sizes": sizes,
-        "max_model_len": config.model_config.max_model_len,
-        "max_num_seqs": config.scheduler_config.max_num_seqs,
-        "max_num_batched_tokens": config.scheduler_config.max_num_batched_tokens,
-        "async_scheduling": config.scheduler_config.async_scheduling,
-        "enable_prefix_caching": config.cache_config.enable_prefix_caching,
-        "dtype": str(config.model_config.dtype),
-        "kv_cache_dtype": config.cache_config.cache_dtype,
-        "block_size": config.cache_config.block_size,
-        "gpu_memory_utilization": config.cache_config.gpu_memory_utilization,
-        "layers": config.model_config.hf_text_config.num_hidden_layers,
-        "environment": {
-            name: value for name, value in sorted(os.environ.items()) if name.startswith(("VLLM_", "MSA_"))
-        },
-    }
+    def ended(self) -> RuntimeError:
+        return RuntimeError(f"A request of a batch of {len(self.names)} ended before it was measured.")

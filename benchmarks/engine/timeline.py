@@ -1,6 +1,6 @@
 """What a trace of torch's profiler says of an engine's steps: kernels, time on the GPU, time of the host.
 
-vLLM's worker wraps each forward pass in an annotation that counts its requests and tokens. A step lasts from one
+Both engines' workers wrap each forward pass in an annotation that counts its requests and tokens. A step lasts from one
 annotation to the next, and a kernel belongs to the step in which the host launched it, whenever it ran; the kernels of
 a CUDA graph are launched by the call that replays it.
 """
@@ -18,7 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-ANNOTATION = re.compile(r"execute_context_(\d+)\((\d+)\)_generation_(\d+)\((\d+)\)")
+VLLM = re.compile(r"execute_context_(\d+)\((\d+)\)_generation_(\d+)\((\d+)\)")
+SGLANG = re.compile(r"step\[(?:(EXTEND) bs=(\d+) toks=(\d+)|DECODE bs=(\d+))\]")
 LAUNCHES = ("cuda_runtime", "cuda_driver")
 COPIES = ("gpu_memcpy", "gpu_memset")
 
@@ -98,10 +99,8 @@ def steps(events: Iterable[dict[str, Any]]) -> list[Step]:
     for event in events:
         category = event.get("cat")
         if category == "user_annotation":
-            match = ANNOTATION.fullmatch(event["name"])
-            if match:
-                prompts, prompt_tokens, decodes, decode_tokens = map(int, match.groups())
-                found.append(Step(prompts, prompt_tokens, decodes, decode_tokens, event["ts"], event["dur"]))
+            if counts := requests_and_tokens(event["name"]):
+                found.append(Step(*counts, event["ts"], event["dur"]))
         elif category in LAUNCHES:
             correlation = event.get("args", {}).get("correlation")
             if correlation is not None:
@@ -118,6 +117,17 @@ def steps(events: Iterable[dict[str, Any]]) -> list[Step]:
             work = Kernel(event["name"], event["ts"], event["dur"])
             (found[number].kernels if event["cat"] == "kernel" else found[number].copies).append(work)
     return found
+
+
+def requests_and_tokens(annotation: str) -> tuple[int, int, int, int] | None:
+    """Requests that read their prompt and tokens of it, requests that decode and theirs; None of another annotation."""
+    if match := VLLM.fullmatch(annotation):
+        prompts, prompt_tokens, decodes, decode_tokens = map(int, match.groups())
+        return prompts, prompt_tokens, decodes, decode_tokens
+    if match := SGLANG.fullmatch(annotation):
+        prompts, prompt_tokens, decodes = (int(found or 0) for found in match.groups()[1:])
+        return prompts, prompt_tokens, decodes, decodes
+    return None
 
 
 def decoding(found: Sequence[Step], batch: int) -> list[Step]:

@@ -7,27 +7,34 @@ from typing import TYPE_CHECKING
 
 import torch
 from sglang.srt.layers.layernorm import GemmaRMSNorm
-from sglang.srt.layers.linear import QKVParallelLinear, ReplicatedParallelGroup, RowParallelLinear
+from sglang.srt.layers.linear import QKVParallelLinear, RowParallelLinear
 from sglang.srt.layers.radix_attention import RadixAttention
 from sglang.srt.layers.rotary_embedding import get_rope
 from sglang.srt.model_executor.forward_context import get_attn_backend
 from sglang.srt.runtime_context import get_parallel
+from sglang.srt.utils import is_cuda
 from torch import nn
 
 from msa_backend.kernels.api import HeadNorms
 
 from ..config import M3Config
 from ..heads import norm_heads
+from .projection import QKVIndexProjection
 
 if TYPE_CHECKING:
     from sglang.srt.layers.quantization.base_config import QuantizationConfig
     from sglang.srt.model_executor.forward_batch_info import ForwardBatch
 
+FUSED_HEAD_DIM, FUSED_ROTARY_DIM = 128, 64
+"""What SGLang's fused norm and rope of MiniMax-M3 is made for; in bf16, with a rope table in fp32."""
 
-class M3DenseAttention(nn.Module):
-    """Full causal attention, through the backend that serves the dense layers."""
 
-    def __init__(self, config: M3Config, layer: int, quant_config: QuantizationConfig | None, prefix: str) -> None:
+class _M3Attention(nn.Module):
+    """What dense and sparse layers have in common."""
+
+    def __init__(
+        self, config: M3Config, layer: int, qkv_proj: nn.Module, quant_config: QuantizationConfig | None, prefix: str
+    ) -> None:
         super().__init__()
         msa = config.msa
         ranks = get_parallel().tp_size
@@ -35,15 +42,7 @@ class M3DenseAttention(nn.Module):
         self.num_heads = msa.num_heads // ranks
         # Fewer KV heads than ranks: each is replicated on several.
         self.num_kv_heads = max(1, msa.num_kv_heads // ranks)
-        self.qkv_proj = QKVParallelLinear(
-            config.hidden_size,
-            msa.head_dim,
-            msa.num_heads,
-            msa.num_kv_heads,
-            bias=False,
-            quant_config=quant_config,
-            prefix=f"{prefix}.qkv_proj",
-        )
+        self.qkv_proj = qkv_proj
         self.o_proj = RowParallelLinear(
             msa.num_heads * msa.head_dim,
             config.hidden_size,
@@ -69,48 +68,79 @@ class M3DenseAttention(nn.Module):
             prefix=f"{prefix}.attn",
         )
 
+
+class M3DenseAttention(_M3Attention):
+    """Full causal attention, through the backend that serves the dense layers."""
+
+    def __init__(self, config: M3Config, layer: int, quant_config: QuantizationConfig | None, prefix: str) -> None:
+        msa = config.msa
+        qkv_proj = QKVParallelLinear(
+            config.hidden_size,
+            msa.head_dim,
+            msa.num_heads,
+            msa.num_kv_heads,
+            bias=False,
+            quant_config=quant_config,
+            prefix=f"{prefix}.qkv_proj",
+        )
+        super().__init__(config, layer, qkv_proj, quant_config, prefix)
+        # One launch for two norms and a rope, as SGLang's own M3 has it.
+        self.fused = (
+            is_cuda()
+            and (msa.head_dim, config.rotary_dim) == (FUSED_HEAD_DIM, FUSED_ROTARY_DIM)
+            and self.q_norm.weight.dtype == torch.bfloat16
+        )
+
     def forward(
         self, positions: torch.Tensor, hidden_states: torch.Tensor, forward_batch: ForwardBatch
     ) -> torch.Tensor:
         qkv, _ = self.qkv_proj(hidden_states)
         kv_size = self.num_kv_heads * self.head_dim
-        query, key, value = qkv.split([self.num_heads * self.head_dim, kv_size, kv_size], dim=-1)
-        # Contiguous, because SGLang's rope kernels write in place and the inputs are slices of one projection.
-        query = norm_heads(self.q_norm, query, self.head_dim)
-        key = norm_heads(self.k_norm, key, self.head_dim)
-        query, key = self.rotary_emb(positions, query, key)
+        sizes = [self.num_heads * self.head_dim, kv_size, kv_size]
+        if self.fused:
+            self._norm_and_rotate_in_place(positions, qkv)
+            query, key, value = qkv.split(sizes, dim=-1)
+        else:
+            query, key, value = qkv.split(sizes, dim=-1)
+            # Contiguous, because SGLang's rope kernels write in place and the inputs are slices of one projection.
+            query = norm_heads(self.q_norm, query, self.head_dim)
+            key = norm_heads(self.k_norm, key, self.head_dim)
+            query, key = self.rotary_emb(positions, query, key)
         output, _ = self.o_proj(self.attn(query, key, value, forward_batch))
         return output
 
+    def _norm_and_rotate_in_place(self, positions: torch.Tensor, qkv: torch.Tensor) -> None:
+        from sglang.kernels.ops.attention.minimax_qknorm_rope import minimax_qknorm_rope
 
-class M3SparseAttention(M3DenseAttention):
-    """Attention over the blocks that the index branch picks."""
+        minimax_qknorm_rope(
+            qkv,
+            self.q_norm.weight,
+            self.k_norm.weight,
+            self.rotary_emb.cos_sin_cache,
+            positions,
+            self.num_heads,
+            self.num_kv_heads,
+            self.num_kv_heads,
+            self.q_norm.variance_epsilon,
+        )
+
+
+class M3SparseAttention(_M3Attention):
+    """Attention over the blocks that the index branch picks. One projection feeds both branches."""
 
     def __init__(self, config: M3Config, layer: int, quant_config: QuantizationConfig | None, prefix: str) -> None:
-        super().__init__(config, layer, quant_config, prefix)
         msa = config.msa
-        # As many index query heads as KV heads, so they split alike; the one index key is on every rank.
-        self.index_qk_proj = QKVParallelLinear(
-            config.hidden_size,
-            msa.index_dim,
-            msa.num_index_heads,
-            total_num_kv_heads=1,
-            bias=False,
-            quant_config=quant_config,
-            v_head_size=0,
-            parallel_group=ReplicatedParallelGroup("attn_tp", max(1, get_parallel().tp_size // msa.num_index_heads)),
-            prefix=f"{prefix}.index_qk_proj",
-        )
+        qkv_proj = QKVIndexProjection(config, quant_config, f"{prefix}.qkv_proj")
+        super().__init__(config, layer, qkv_proj, quant_config, prefix)
         self.index_q_norm = GemmaRMSNorm(msa.index_dim, eps=config.rms_norm_eps)
         self.index_k_norm = GemmaRMSNorm(msa.index_dim, eps=config.rms_norm_eps)
 
     def forward(
         self, positions: torch.Tensor, hidden_states: torch.Tensor, forward_batch: ForwardBatch
     ) -> torch.Tensor:
-        qkv, _ = self.qkv_proj(hidden_states)
-        index, _ = self.index_qk_proj(hidden_states)
+        projected, _ = self.qkv_proj(hidden_states)
         query, index_query = get_attn_backend().norm_rope_write(
-            torch.cat((qkv, index), dim=-1), positions, self.norms, self.attn, forward_batch
+            projected, positions, self.norms, self.attn, forward_batch
         )
         _, attended = self.attn(query, None, None, forward_batch, save_kv_cache=False, idx_q=index_query)
         output, _ = self.o_proj(attended)

@@ -12,22 +12,21 @@ from sglang.srt.model_loader.weight_utils import default_weight_loader
 from torch import nn
 
 from ..config import M3Config
+from ..fused import EXPERT, fused_part
 from ..weights import canonical_weights
+from .mlp import M3MoE
 
-_EXPERT = re.compile(r"experts\.\d+\.w[123]\.")
-_FUSED = (
-    (".q_proj.", ".qkv_proj.", "q"),
-    (".k_proj.", ".qkv_proj.", "k"),
-    (".v_proj.", ".qkv_proj.", "v"),
-    (".index_q_proj.", ".index_qk_proj.", "q"),
-    (".index_k_proj.", ".index_qk_proj.", "k"),
-    (".gate_proj.", ".gate_up_proj.", 0),
-    (".up_proj.", ".gate_up_proj.", 1),
-)
+_SHARED = re.compile(r"\bshared_experts\.(gate|up|down)_proj\.")
+_AS_EXPERT = {"gate": "w1", "down": "w2", "up": "w3"}
 
 
-def load_weights(model: nn.Module, weights: Iterable[tuple[str, torch.Tensor]], config: M3Config) -> set[str]:
+def load_weights(
+    model: nn.Module, weights: Iterable[tuple[str, torch.Tensor]], config: M3Config, shared: int
+) -> set[str]:
     """Load a checkpoint in any of its three forms.
+
+    Args:
+        shared: how many shared experts run as routed ones.
 
     Returns:
         The names of the parameters that were filled.
@@ -42,21 +41,25 @@ def load_weights(model: nn.Module, weights: Iterable[tuple[str, torch.Tensor]], 
             ckpt_gate_proj_name="w1",
             ckpt_down_proj_name="w2",
             ckpt_up_proj_name="w3",
-            num_experts=config.num_experts,
+            num_experts=config.num_experts + shared,
         )
     }
     loaded = set()
     for name, tensor in canonical_weights(weights, config):
-        arguments: tuple[Any, ...] = ()
+        arguments: tuple[Any, ...]
         keywords: dict[str, Any] = {}
-        if match := _EXPERT.search(name):
+        if shared:  # behind the routed ones
+            name = _SHARED.sub(lambda found: f"experts.{config.num_experts}.{_AS_EXPERT[found[1]]}.", name)
+        if match := EXPERT.search(name):
             fused_name, expert, shard = experts[match[0]]
             name = name.replace(match[0], fused_name)
             arguments, keywords = (name,), {"shard_id": shard, "expert_id": expert}
-        elif part := next((part for part in _FUSED if part[0] in name), None):
-            name = name.replace(part[0], part[1])
-            arguments = (part[2],)
+        else:
+            name, arguments = fused_part(name)
         parameter = parameters[name]
         getattr(parameter, "weight_loader", default_weight_loader)(parameter, tensor, *arguments, **keywords)
         loaded.add(name)
+    for module in model.modules():
+        if isinstance(module, M3MoE):
+            module.finish_loading()
     return loaded

@@ -16,23 +16,14 @@ from msa_backend.vllm.layer import MSAAttention
 
 from ..cache_scales import Scales, set_aside
 from ..config import M3Config
+from ..fused import EXPERT, fused_part
 from ..mtp import mtp_weights
 from ..weights import CheckpointError, canonical_weights
 from .attention import M3FullAttention
 from .mlp import M3MoE
 
-_EXPERT = re.compile(r"experts\.\d+\.w[123]\.")
 _SCALE = re.compile(r"\.weight_scale(_inv)?$")
 _CODES = (torch.float8_e4m3fn, torch.uint8)
-_FUSED = (
-    (".q_proj.", ".qkv_proj.", "q"),
-    (".k_proj.", ".qkv_proj.", "k"),
-    (".v_proj.", ".qkv_proj.", "v"),
-    (".index_q_proj.", ".qkv_proj.", "index_q"),
-    (".index_k_proj.", ".qkv_proj.", "index_k"),
-    (".gate_proj.", ".gate_up_proj.", 0),
-    (".up_proj.", ".gate_up_proj.", 1),
-)
 
 
 def load_weights(model: nn.Module, weights: Iterable[tuple[str, torch.Tensor]], config: M3Config) -> set[str]:
@@ -96,15 +87,14 @@ def fill(model: nn.Module, canonical: Iterable[tuple[str, torch.Tensor]], config
     loaded = set()
     for canonical_name, tensor in canonical:
         name = _SCALE.sub(scale, canonical_name)
-        arguments: tuple[Any, ...] = ()
+        arguments: tuple[Any, ...]
         keywords: dict[str, Any] = {}
-        if match := _EXPERT.search(name):
+        if match := EXPERT.search(name):
             fused_name, expert, shard = experts[match[0]]
             name = name.replace(match[0], fused_name)
             arguments, keywords = (name,), {"shard_id": shard, "expert_id": expert}
-        elif part := next((part for part in _FUSED if part[0] in name), None):
-            name = name.replace(part[0], part[1])
-            arguments = (part[2],)
+        else:
+            name, arguments = fused_part(name)
         if is_pp_missing_parameter(name, model):
             continue
         if name not in parameters:

@@ -12,7 +12,7 @@ from sglang.srt.layers.attention.base_attn_backend import AttentionBackend, Shar
 from torch.nn.functional import pad
 
 from msa_backend import refusals
-from msa_backend.attend import attend
+from msa_backend.attend import attend, index_query_dtype
 from msa_backend.config import MSAError
 from msa_backend.kernels import api as kernels
 from msa_backend.kernels.api import HeadNorms, LayerCaches, Selection, Step
@@ -21,7 +21,7 @@ from msa_backend.model.sglang.causal_lm import MiniMaxM3ForCausalLM
 from msa_backend.names import M3_ARCHITECTURES
 
 from .dense import CpuDenseAttnBackend
-from .engine import get_default_attn_backend
+from .engine import get_default_attn_backend, resolving_view
 from .in_place import require_in_place
 from .metadata import LastingBuffers, build
 from .pools import caches_of, check_pool
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("sglang.msa_backend")
 
+ON_EVERY_GPU = "triton"
+
 
 def create(runner: ModelRunner) -> MSAAttnBackend:
     """The backend called ``msa``, with the platform's best for the dense layers.
@@ -41,10 +43,28 @@ def create(runner: ModelRunner) -> MSAAttnBackend:
         MSAError: with the one sentence for the user.
     """
     require_in_place()
-    if runner.device == "cpu":
-        return MSAAttnBackend(runner, CpuDenseAttnBackend(runner))
+    return MSAAttnBackend(runner, CpuDenseAttnBackend(runner) if runner.device == "cpu" else _dense(runner))
+
+
+def _dense(runner: ModelRunner) -> AttentionBackend:
+    """What SGLang finds best for a model like this on this GPU, or else what it can do on every GPU."""
     name = get_default_attn_backend(runner.server_args, use_mla_backend=False, model_config=runner.model_config)
-    return MSAAttnBackend(runner, ATTENTION_BACKENDS[name](runner))
+    try:
+        return ATTENTION_BACKENDS[name](runner)
+    except ImportError as error:
+        if name == ON_EVERY_GPU:
+            raise MSAError(
+                f"SGLang's attention backend {name} does not import ({error}), and MSA leaves the dense layers to it; "
+                "install SGLang with its GPU requirements, or name another one by --attention-backend"
+            ) from error
+        logger.warning(
+            "SGLang's attention backend %s does not import (%s), so %s serves the dense layers, more slowly; install "
+            "sglang-kernel, or name a backend by --attention-backend.",
+            name,
+            error,
+            ON_EVERY_GPU,
+        )
+    return ATTENTION_BACKENDS[ON_EVERY_GPU](runner)
 
 
 def wrap(
@@ -88,6 +108,8 @@ class MSAAttnBackend(AttentionBackend):
         self.extend_dummy_seqs_capped_by_req_pool = dense.extend_dummy_seqs_capped_by_req_pool
         self.choice = choose(torch.device(runner.device))
         logger.info("%s Dense layers: %s.", self.choice.why, type(dense).__name__)
+        if self.choice.is_triton:
+            self._warm_up(runner)
 
     # SGLang prepares a step in one call when eager, and in two around the recorded part when it goes through a graph.
 
@@ -147,7 +169,9 @@ class MSAAttnBackend(AttentionBackend):
         if slots.shape[0] != projected.shape[0]:  # of a step whose padding was given no slots
             slots = pad(slots, (0, projected.shape[0] - slots.shape[0]), value=-1)
         caches = self._caches_of(layer)
-        return kernels.norm_rope_write(projected, positions.long(), norms, caches, slots)
+        return kernels.norm_rope_write(
+            projected, positions.long(), norms, caches, slots, index_q_dtype=self._index_q_dtype(caches)
+        )
 
     def forward(
         self,
@@ -174,7 +198,9 @@ class MSAAttnBackend(AttentionBackend):
         """
         if idx_q is None:
             return self.dense.forward(q, k, v, layer, forward_batch, save_kv_cache, **kwargs)
-        output = q.new_empty(q.shape[0], layer.tp_q_head_num * layer.v_head_dim)
+        output = forward_batch._attn_output  # of a prompt's graph, which goes on from there
+        if output is None:
+            output = q.new_empty(q.shape[0], layer.tp_q_head_num * layer.v_head_dim)
         if forward_batch.forward_mode.is_idle():
             return None, output.zero_()
         step = self.forward_metadata
@@ -182,6 +208,38 @@ class MSAAttnBackend(AttentionBackend):
         q, out = (x.view(-1, layer.tp_q_head_num, layer.head_dim) for x in (q, output))
         attend(q, idx_q, self._caches_of(layer), step, self.selection, layer.scaling, out)
         return None, output
+
+    def _warm_up(self, runner: ModelRunner) -> None:
+        """Compile every kernel before the first request. All layers are alike, so one of them stands for all."""
+        from msa_backend.kernels.gpu.warm_up import warm_up
+
+        layer = runner.model.sparse_attention[0]
+        caches = self._caches_of(layer.attn)
+        assert caches.index_k_pages is not None
+        options = resolving_view(runner.server_args)
+        chunk = options.chunked_prefill_size or 0
+        rope = layer.rotary_emb.cos_sin_cache
+        warm_up(
+            num_heads=layer.num_heads,
+            num_kv_heads=layer.num_kv_heads,
+            head_dim=caches.head_dim,
+            index_dim=caches.index_dim,
+            selection=self.selection,
+            dtype=layer.q_norm.weight.dtype,
+            kv_dtype=caches.k_pages.dtype,
+            index_dtype=caches.index_k_pages.dtype,
+            index_q_dtype=self._index_q_dtype(caches),
+            device=rope.device,
+            max_num_tokens=chunk if chunk > 0 else options.max_prefill_tokens,
+            max_num_seqs=runner.max_running_requests,
+            max_seq_len=self.max_context_len,
+            rotary_dim=rope.shape[-1],
+            rope_dtype=rope.dtype,
+        )
+
+    def _index_q_dtype(self, caches: LayerCaches) -> torch.dtype | None:
+        assert caches.index_k_pages is not None
+        return index_query_dtype(self.choice, caches.index_k_pages.dtype)
 
     def _caches_of(self, layer: RadixAttention) -> LayerCaches:
         if layer.layer_id not in self._caches:

@@ -77,19 +77,20 @@ def _uniform(
 ) -> Step:
     """Rows of ``tokens_a_row`` new tokens each, ``not_counted`` of which ``seq_lens`` lack."""
     num_rows = forward_batch.seq_lens.shape[0]
-    seq_lens = forward_batch.seq_lens.int() + not_counted
     known = None if in_capture else forward_batch.seq_lens_cpu
     max_seq_len = max_context_len
     if known is not None and num_rows:
         max_seq_len = int(known.max()) + not_counted
     if lasting is None or num_rows > lasting.max_rows:
+        seq_lens = forward_batch.seq_lens.int() + not_counted
         block_table = _block_table(req_to_token, forward_batch.req_pool_indices, max_seq_len)
         bounds = _bounds(num_rows, tokens_a_row, seq_lens.device)
     else:
-        seq_lens = lasting.seq_lens[:num_rows].copy_(seq_lens)
-        pages = _block_table(req_to_token, forward_batch.req_pool_indices, max_seq_len)
+        # Each decode step comes by here, so: three kernels.
+        seq_lens = torch.add(forward_batch.seq_lens, not_counted, out=lasting.seq_lens[:num_rows])
         block_table = lasting.block_table[:num_rows]
-        block_table[:, : pages.shape[1]].copy_(pages)
+        pages = block_table[:, : -(-max_seq_len // BLOCK_SIZE)]
+        _block_table(req_to_token, forward_batch.req_pool_indices, max_seq_len, out=pages)
         bounds = lasting.bounds(tokens_a_row)[: num_rows + 1]
     return whole(bounds, seq_lens, block_table, num_rows * tokens_a_row, tokens_a_row, max_seq_len)
 
@@ -106,9 +107,11 @@ def _ragged(forward_batch: ForwardBatch, req_to_token: torch.Tensor) -> Step:
     return cut(bounds, forward_batch.extend_prefix_lens.int() + new_on_device, block_table, new, seq_lens)
 
 
-def _block_table(req_to_token: torch.Tensor, requests: torch.Tensor, max_seq_len: int) -> torch.Tensor:
+def _block_table(
+    req_to_token: torch.Tensor, requests: torch.Tensor, max_seq_len: int, out: torch.Tensor | None = None
+) -> torch.Tensor:
     """``[num_rows, pages]`` int32. A page's tokens lie in neighbouring slots, so its first tells which page it is."""
-    return (req_to_token[:, :max_seq_len:BLOCK_SIZE][requests] // BLOCK_SIZE).int()
+    return torch.floor_divide(req_to_token[:, :max_seq_len:BLOCK_SIZE][requests], BLOCK_SIZE, out=out)
 
 
 def _bounds(num_rows: int, tokens_a_row: int, device: torch.device) -> torch.Tensor:

@@ -32,7 +32,11 @@ NOT_SERVED = {
     "enable_pdmux": ("--enable-pdmux", "does not split prefill from decode yet"),
     "enable_two_batch_overlap": ("--enable-two-batch-overlap", "does not split a batch in two yet"),
 }
-KV_DTYPES_ON_CPU = ("auto", "bf16", "bfloat16")
+KV_DTYPES = ("auto", "bf16", "bfloat16")
+GRAPHS = {
+    "decode": (("full", "disabled"), "no test has run MSA in such a graph"),
+    "prefill": (("breakable", "disabled"), "such a graph would replay the prompt that it was recorded with"),
+}
 MUST_BE_ONE = {
     "pp_size": ("--pp-size", "does not split the layers over ranks on SGLang yet"),
     "ep_size": ("--ep-size", "does not split the experts over ranks on SGLang yet"),
@@ -158,11 +162,29 @@ def _check_options(server_args: Any, options: Any) -> None:
             "--device is cpu, but SGLang builds its CPU layers only with SGLANG_USE_CPU_ENGINE=1 in the environment; "
             "set it"
         )
-    if options.device == "cpu" and options.kv_cache_dtype not in KV_DTYPES_ON_CPU:
+    if options.kv_cache_dtype not in KV_DTYPES:
+        _check_quantized_cache(options)
+    for phase, (served, reason) in GRAPHS.items():
+        # Resolved by now of all the options that may say it.
+        if (graphs := getattr(options.cuda_graph_config, phase).backend) not in served:
+            raise MSAError(
+                f"--cuda-graph-backend-{phase} is {graphs}, but {reason}; leave it out, or pass {' or '.join(served)}"
+            )
+
+
+def _check_quantized_cache(options: Any) -> None:
+    given = f"--kv-cache-dtype is {options.kv_cache_dtype}"
+    if options.device == "cpu":
         raise MSAError(
-            f"--kv-cache-dtype is {options.kv_cache_dtype}, but on a CPU MSA keeps K and V as "
-            f"{' or '.join(KV_DTYPES_ON_CPU)}; a quantized cache is not served yet, leave it out"
+            f"{given}, but on a CPU MSA keeps K and V as {' or '.join(KV_DTYPES)}; "
+            "a quantized cache is not served yet, leave it out"
         )
+    if options.kv_cache_dtype != "fp8_e4m3":
+        raise MSAError(
+            f"{given}, but SGLang's FlashAttention-3, which MSA leaves the dense layers to, takes fp8 as e4m3 alone; "
+            "pass fp8_e4m3, or leave it out"
+        )
+    refusals.check_tested(given, f"caches in {' or '.join(KV_DTYPES)}")
 
 
 def _check_quantization(options: Any, hf_config: Any) -> None:

@@ -23,7 +23,7 @@ from vllm.v1.kv_cache_interface import (
     SparseCacheRole,
 )
 
-from msa_backend.attend import attend
+from msa_backend.attend import attend, index_query_dtype
 from msa_backend.config import MSAConfig
 from msa_backend.kernels import api as kernels
 from msa_backend.kernels.api import HeadNorms, LayerCaches, Selection
@@ -144,9 +144,7 @@ class MSAAttention(_CacheLayer):
         self.selection = Selection(config.topk, config.init_blocks, config.local_blocks)
         self.index_cache = IndexKeyCache(f"{prefix}.index_cache", index_dtype, config.index_dim)
         choice = choose(torch.device(current_platform.device_type))
-        # Tensor cores take both sides of a product in e4m3; on a CPU rounding the queries too would gain nothing.
-        both_e4m3 = choice.is_triton and index_dtype == torch.float8_e4m3fn
-        self.index_q_dtype = index_dtype if both_e4m3 else None
+        self.index_q_dtype = index_query_dtype(choice, index_dtype)
         self.largest = _largest_step(get_current_vllm_config()) if choice.is_triton else None
         self.sharing = shared_scoring(config.num_index_heads)
         if choice.is_triton or current_platform.is_cpu():

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 from engine import cells, prompts
-from engine.session import Batch, FirstToken
+from engine.on_vllm import SteppedBatch
+from engine.session import FirstToken
 
 STEP = 0.002  # seconds
 READ = 0.5  # a step in which a request reads its prompt
@@ -34,6 +35,9 @@ class Counting:
         self.cached.update(blocks)
         self.asked.append(len(tokens))
         return FirstToken(wall=2.0, engine=1.0, cached=hit)
+
+    def batch(self) -> SteppedBatch:
+        return SteppedBatch(self)
 
     def start(self, tokens: list[int], new: int) -> str:
         self.waiting.append(f"{len(self.running) + len(self.waiting)}")
@@ -79,7 +83,7 @@ def measured(session: Counting, **changes: Any) -> dict[str, dict[str, Any]]:
 
 
 def test_decode_counts_steps_in_which_all_decode() -> None:
-    batch = Batch(Counting())
+    batch = SteppedBatch(Counting())
     for _ in range(3):
         batch.add([1])
     times = batch.steps(4)
@@ -88,7 +92,7 @@ def test_decode_counts_steps_in_which_all_decode() -> None:
 
 def test_a_step_without_one_of_the_rows_starts_the_count_anew() -> None:
     session = Counting()
-    batch = Batch(session)
+    batch = SteppedBatch(session)
     for _ in range(2):
         batch.add([1])
     batch.steps(0)
@@ -99,7 +103,7 @@ def test_a_step_without_one_of_the_rows_starts_the_count_anew() -> None:
 
 
 def test_a_row_that_ends_too_early_is_an_error() -> None:
-    batch = Batch(Counting(answers=3))
+    batch = SteppedBatch(Counting(answers=3))
     batch.add([1])
     with pytest.raises(RuntimeError, match="batch of 1 ended"):
         batch.steps(5)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 from engine import children, command, conversations, serve
+from engine.engines import ENGINES
 
 FOLDER = Path(__file__).parents[2] / "benchmarks" / "engine"
 
@@ -30,13 +33,60 @@ def test_one_engine_does_all_but_serving() -> None:
         (0, "ours", ("cells", "equal")),
         (0, "in-tree", ("cells", "equal")),
         (0, "eager", ("equal",)),
-        (0, "ours", ("serve",)),
-        (0, "in-tree", ("serve",)),
         (1, "ours", ("cells",)),
         (1, "in-tree", ("cells",)),
-        (1, "ours", ("serve",)),
-        (1, "in-tree", ("serve",)),
     ]
+    assert jobs("--only", "serve") == []
+
+
+class FakeServers:
+    """In place of servers and their client: which were up, and what was asked of which, in order."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.up: list[str] = []
+        self.asked: list[tuple[str, str]] = []
+        self.broken: set[str] = set()
+        monkeypatch.setattr(serve, "_server_module", lambda: self)
+        monkeypatch.setattr(serve, "replay", self.replay)
+
+    @contextlib.contextmanager
+    def running(self, command: list[str], _flags: object, _environment: object, _limit: float) -> Iterator[str]:
+        name = command[command.index("serve") + 1]
+        if name == "broken":
+            raise RuntimeError("it said why")
+        self.up.append(name)
+        yield name
+        self.up.remove(name)
+
+    def replay(self, model: str, server: str, dataset: list[str], *_: object) -> dict[str, float]:
+        assert set(self.up) == {"a", "b"} and model == server
+        self.asked.append((server, dataset[1]))
+        if server in self.broken:
+            raise RuntimeError("a request failed")
+        return dict.fromkeys([key for _, _, key in serve.METRICS] + ["cached"], 1.0)
+
+
+STARTS = {name: serve.Start({"model": name}, {}) for name in ("a", "broken", "b")}
+SERVE_PLAN = serve.Plan((1,), conversations.Shape(2, 1, 128, 128), (300,))
+
+
+def test_servers_stand_side_by_side_and_are_asked_in_turn(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    fake = FakeServers(monkeypatch)
+    news = list(serve.measure(STARTS, SERVE_PLAN, 2, tmp_path))
+    assert fake.asked == [(name, kind) for kind in ("timed_trace", "random") for name in "ab"] * 2
+    assert fake.up == []
+    assert ("broken", 0, "it said why") in news
+    assert sum(name == "b" and isinstance(row, dict) for name, _, row in news) == 2 * 2 * (len(serve.METRICS) + 1)
+    first, second = (tmp_path / f"trace-{seed}.jsonl" for seed in (0, 1))
+    assert first.read_text() != second.read_text(), "a second round would find the first one's prompts in the cache"
+
+
+def test_a_server_that_failed_is_asked_no_more(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    fake = FakeServers(monkeypatch)
+    fake.broken.add("a")
+    news = list(serve.measure(STARTS, SERVE_PLAN, 1, tmp_path))
+    assert [name for name, _ in fake.asked] == ["a", "b", "b"]
+    assert ("a", 0, "a request failed") in news
 
 
 def test_a_class_once_more_with_other_options() -> None:
@@ -64,8 +114,9 @@ def test_plans_survive_the_way_to_the_child() -> None:
 
 def test_each_class_has_its_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MSA_DISABLE", "1")
-    assert children.environment(children.CLASSES["ours"])["MSA_DISABLE"] == "0"
-    assert children.environment(children.CLASSES["in-tree"])["MSA_DISABLE"] == "1"
+    for engine in ENGINES.values():
+        given = {name: children.environment(engine, one) for name, one in children.classes(engine).items()}
+        assert {name: one["MSA_DISABLE"] for name, one in given.items()} == {"ours": "0", "in-tree": "1", "eager": "0"}
 
 
 def test_options_become_flags() -> None:
@@ -82,6 +133,14 @@ def test_unknown_names_are_refused(words: list[str], capsys: pytest.CaptureFixtu
     with pytest.raises(SystemExit):
         command.parse(["run", "model", "out.json", *words])
     assert f"{words[1].removeprefix('x=').removesuffix('{}')!r} is not one of" in capsys.readouterr().err
+
+
+def test_only_what_is_not_timed_runs_side_by_side(capsys: pytest.CaptureFixture[str]) -> None:
+    assert command.parse(["run", "model", "out.json", "--only", "equal", "--at-once", "3"]).at_once == 3
+    for timed in ("cells", "equal,profile"):
+        with pytest.raises(SystemExit):
+            command.parse(["run", "model", "out.json", "--only", timed, "--at-once", "3"])
+        assert f"--at-once 3 with --only {timed} would spoil what is timed" in capsys.readouterr().err
 
 
 def test_defaults_are_those_of_the_plans() -> None:
@@ -121,9 +180,9 @@ def test_what_a_child_found_and_said_is_kept(
     script.write_text(CHILD.format(python=sys.executable, report=write, status=status))
     script.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(script))
-    (tmp_path / "report.json").write_text("of an earlier child")
+    (tmp_path / "ours-report.json").write_text("of an earlier child")
     shown: list[str] = []
-    found = children.run("ours", children.CLASSES["ours"], "model", {}, {}, tmp_path, shown.append)
+    found = children.run("vllm", "ours", children.Class(children.OURS), {}, {}, tmp_path, shown.append)
     assert shown == ["a cell"]
     assert found["parts"] == ({"cells": [1]} if report else {})
     assert ("failed" in found) == bool(status)

@@ -27,6 +27,7 @@ def step(mode: str, requests: list[int], table: torch.Tensor, **fields: Any) -> 
 
     empty = {"seq_lens": None, "seq_lens_cpu": None, "extend_seq_lens": None, "extend_seq_lens_cpu": None}
     empty |= {"extend_prefix_lens": None, "extend_prefix_lens_cpu": None, "spec_info": None}
+    empty |= {"_attn_output": None}
     batch = SimpleNamespace(forward_mode=ForwardMode[mode], req_pool_indices=torch.tensor(requests), **(empty | fields))
     if batch.seq_lens_cpu is None and batch.seq_lens is not None:
         batch.seq_lens_cpu = batch.seq_lens

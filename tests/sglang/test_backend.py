@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from types import SimpleNamespace
 from typing import Any
 
@@ -252,6 +253,63 @@ def test_a_step_as_a_graph_takes_it(table: torch.Tensor, monkeypatch: pytest.Mon
     msa.init_forward_metadata_out_graph(step)
     msa.forward_metadata = recorded
     assert_right(msa, step, run(msa, step))
+
+
+def test_the_output_is_written_where_a_prompt_s_graph_reads_it(table: torch.Tensor, monkeypatch: pytest.MonkeyPatch):
+    torch.manual_seed(0)
+    msa = make(table, monkeypatch)
+    step, before = CASES["extend"](table)
+    for request, count in before:
+        remember(msa, table, request, count)
+    msa.init_forward_metadata(step)
+    step._attn_output = torch.full((len(step.out_cache_loc) + PADDING, HEADS * DIM), torch.nan)
+    ran = run(msa, step, PADDING)
+    assert ran[0][1].data_ptr() == step._attn_output.data_ptr()
+    assert_right(msa, step, ran)
+
+
+def test_without_flash_attention_triton_serves_the_dense_layers(monkeypatch: pytest.MonkeyPatch, caplog: Any):
+    def missing(runner: Any) -> Any:
+        raise ImportError("no FlashAttention-3 here")
+
+    made = {"fa3": missing, "triton": lambda runner: "Triton's"}
+    monkeypatch.setattr(backend_module, "get_default_attn_backend", lambda *_, **__: "fa3")
+    monkeypatch.setattr(backend_module, "ATTENTION_BACKENDS", made)
+    runner = SimpleNamespace(server_args=None, model_config=None)
+    assert backend_module._dense(runner) == "Triton's"
+    assert "fa3 does not import (no FlashAttention-3 here), so triton serves the dense layers" in caplog.text
+    made["triton"] = missing
+    monkeypatch.setattr(backend_module, "get_default_attn_backend", lambda *_, **__: "triton")
+    with pytest.raises(MSAError, match="triton does not import .* or name another one by --attention-backend"):
+        backend_module._dense(runner)
+
+
+def test_all_that_a_step_may_be_is_compiled_at_the_start(table: torch.Tensor, monkeypatch: pytest.MonkeyPatch):
+    """On a GPU alone, and there by the kernels' own function, which is asked for what this server's steps can be."""
+    from msa_backend.kernels.gpu import warm_up
+
+    asked: list[dict[str, Any]] = []
+    signature = inspect.signature(warm_up.warm_up)
+    monkeypatch.setattr(warm_up, "warm_up", lambda **given: asked.append(signature.bind(**given).arguments))
+    msa = make(table, monkeypatch)
+    assert not asked
+    rope = torch.zeros(4, 64)
+    weight = torch.zeros(DIM, dtype=torch.bfloat16)
+    layer = SimpleNamespace(
+        attn=LAYER, num_heads=HEADS, num_kv_heads=KV_HEADS, rotary_emb=SimpleNamespace(cos_sin_cache=rope),
+        q_norm=SimpleNamespace(weight=weight),
+    )  # fmt: skip
+    msa.runner.model.sparse_attention = [layer]
+    msa.runner.max_running_requests = 7
+    monkeypatch.setattr(backend_module, "resolving_view", lambda given: given)
+    for chunk, most in ((2048, 2048), (-1, 9999), (None, 9999)):
+        msa.runner.server_args = SimpleNamespace(chunked_prefill_size=chunk, max_prefill_tokens=9999)
+        msa._warm_up(msa.runner)
+        assert asked[-1]["max_num_tokens"] == most
+    expected = {"num_heads": HEADS, "num_kv_heads": KV_HEADS, "rotary_dim": 64}
+    expected |= {"max_num_seqs": 7, "max_seq_len": table.shape[1]}
+    assert {name: asked[-1][name] for name in expected} == expected
+    assert (asked[-1]["dtype"], asked[-1]["rope_dtype"]) == (torch.bfloat16, torch.float32)
 
 
 def test_graphs_are_refused_where_they_cannot_be(table: torch.Tensor, monkeypatch: pytest.MonkeyPatch):

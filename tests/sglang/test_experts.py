@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -58,6 +61,67 @@ def test_the_ranks_add_up(ranks: int):
     torch.testing.assert_close(total, expected, atol=1e-4, rtol=1e-5)
 
 
+class Recording(torch.nn.Module):
+    """In place of a model: takes any weight, and notes where each went."""
+
+    def __init__(self, weights: dict[str, tuple[int, ...]]) -> None:
+        super().__init__()
+        self.given: list[tuple[str, dict[str, Any]]] = []
+        self.names = set(weights)
+        for name in weights:
+            self.names.add(re.sub(r"(gate|up)_proj\.", "gate_up_proj.", name))
+            self.names.add(re.sub(r"\.(?:index_)?[qkv]_proj\.", ".qkv_proj.", name))
+            for part in ("w13", "w2"):
+                self.names.add(re.sub(r"experts\.\d+\.w\d\.weight", f"experts.{part}_weight", name))
+
+    def named_parameters(self, *_: Any, **__: Any) -> Any:
+        for name in self.names:
+            yield name, SimpleNamespace(weight_loader=lambda *given, name=name, **shard: self.note(name, given, shard))
+
+    def note(self, name: str, given: tuple[Any, ...], shard: dict[str, Any]) -> None:
+        self.given.append((name, shard | {"tensor": given[1]}))
+
+
+@pytest.mark.parametrize("shared", [0, 1])
+def test_a_shared_expert_loads_as_one_behind_the_routed_ones(shared: int):
+    from msa_backend.model.sglang.load import load_weights
+    from msa_backend.model.weights import expected_shapes
+
+    shapes = expected_shapes(CONFIG)
+    model = Recording(shapes)
+    kinds = {"gate": 1.0, "down": 2.0, "up": 3.0}  # as w1, w2 and w3
+    weights = {
+        name: torch.full(shape, next((number for kind, number in kinds.items() if f".{kind}_proj." in name), 0.0))
+        for name, shape in shapes.items()
+    }
+    loaded = load_weights(model, weights.items(), CONFIG, shared)
+    behind = [(name, shard) for name, shard in model.given if shard.get("expert_id") == CONFIG.num_experts]
+    assert len(behind) == 3 * sum(CONFIG.moe_layers) * shared
+    for name, shard in behind:
+        down = shard["shard_id"] == "w2"
+        assert name.endswith("experts.w2_weight" if down else "experts.w13_weight")
+        assert len(shard["tensor"]) == (CONFIG.hidden_size if down else CONFIG.shared_intermediate_size)
+        assert f"w{shard['tensor'][0, 0]:.0f}" == shard["shard_id"]
+    assert any("shared_experts" in name for name in loaded) != bool(shared)
+
+
+def test_when_a_shared_expert_runs_as_a_routed_one(monkeypatch: pytest.MonkeyPatch):
+    from msa_backend.model.sglang import causal_lm
+
+    def reason(shared: int, quant_config: Any = None) -> str | None:
+        config = dataclasses.replace(CONFIG, shared_intermediate_size=shared)
+        monkeypatch.setattr(causal_lm, "recorded", lambda hf_config: config)
+        return causal_lm.MiniMaxM3ForCausalLM.shared_experts_fusion_disable_reason(None, quant_config)
+
+    width = CONFIG.moe_intermediate_size
+    assert reason(width) == "Only GPU kernels take the shared expert for a routed one."
+    monkeypatch.setattr(causal_lm, "is_cuda", lambda: True)
+    assert reason(width) is None
+    for other in (0, 2 * width):
+        assert "another size" in reason(other)
+    assert "quantized differently" in reason(width, object())
+
+
 def test_experts_may_overwrite_their_input():
     """SGLang's fused experts do, on a GPU; the shared expert must have read it before."""
     from msa_backend.model.sglang.mlp import M3MoE
@@ -66,13 +130,9 @@ def test_experts_may_overwrite_their_input():
         def forward(self, x: torch.Tensor, *_: torch.Tensor) -> torch.Tensor:
             return x.fill_(7.0)
 
-    class Gate(torch.nn.Module):
-        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, None]:
-            return x, None
-
     moe = M3MoE.__new__(M3MoE)
     torch.nn.Module.__init__(moe)
-    moe.gate, moe.experts, moe.shared_experts = Gate(), InPlace(), torch.nn.Identity()
+    moe.gate, moe.experts, moe.shared_experts = torch.nn.Identity(), InPlace(), torch.nn.Identity()
     moe.on_cpu, moe.e_score_correction_bias = True, None
     x = torch.randn(3, 4)
     # The identity hands its input on, so a copy stands for what a real expert computes from it.

@@ -160,6 +160,8 @@ prepare_server_args(["--model-path", "m", "--attention-backend", "msa"])
             "skip_tokenizer_init": not options.tokenizer,
             "random_seed": 0,
         }
+        if DEVICE != "cpu":
+            given["mem_fraction_static"] = 0.5  # other engines may start beside this one
         if options.overrides:
             given["json_model_override_args"] = _whole_text_config(model, options.overrides)
         if options.dummy_weights:

@@ -151,7 +151,7 @@ print("MSA" in AttentionBackendEnum.__members__, served_by == "msa_backend.model
         given: dict[str, Any] = {
             **self.given(options),
             "language_model_only": True,
-            "enforce_eager": True,
+            "enforce_eager": DEVICE == "cpu",
             "kv_cache_memory_bytes": 2**30,
             "seed": 0,
         }
