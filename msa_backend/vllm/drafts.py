@@ -78,10 +78,14 @@ def check(vllm_config: VllmConfig, config: M3Config) -> None:
     speculative = vllm_config.speculative_config
     if speculative is None or speculative.method == "ngram":
         return
+    from vllm.platforms import current_platform
+
     given = f"speculative method is {speculative.method}"
     if speculative.method not in ("mtp", "eagle3"):
         refusals.check_tested(given, "ngram, eagle3 and mtp")
         return
+    if not (current_platform.is_cpu() or vllm_config.model_config.enforce_eager):
+        refusals.check_tested(f"{given} with CUDA graphs", "drafts under --enforce-eager on a GPU, or n-gram ones")
     if (stages := vllm_config.parallel_config.pipeline_parallel_size) > 1:
         raise MSAError(
             f"{given} with --pipeline-parallel-size {stages}, but msa-backend drafts on one stage only; "
