@@ -1,4 +1,4 @@
-"""Checks the types of msa_backend in the layout that it is installed in.
+"""Checks the types of msa_backend in the layout that it is installed in, and of the recipes that use it.
 
     python tools/typecheck.py
 

@@ -34,6 +34,7 @@ WHAT = (
 )
 WHERE = ("by the harbour", "behind the mill", "in the attic", "near the bridge", "at the market", "under the stairs")
 WHEN = ("before dawn", "in late autumn", "after the storm", "on a quiet morning", "during the feast", "that winter")
+ROLL_CALL = f"The captains are {', '.join(LAST[:-1])} and {LAST[-1]}. Which one has not reported?"
 
 
 @dataclass(frozen=True)
@@ -103,11 +104,19 @@ def transcript(rng: random.Random, place: Place) -> Task:
     return Task(f"{text}\n\n{_question(f'What is the access code of {name}?')}", (code,))
 
 
+def roll_call(rng: random.Random, place: Place) -> Task:
+    """Nine facts, a ninth of the text apart, which only all together answer: who of ten is in none of them."""
+    missing, *present = rng.sample(LAST, len(LAST))
+    facts = {(place.depth + i / len(present)) % 1: f"Captain {name} reported." for i, name in enumerate(present)}
+    return _task(rng, place.words, facts, ROLL_CALL, missing)
+
+
 TASKS: dict[str, Callable[[random.Random, Place], Task]] = {
     "needle": needle,
     "two-hop": two_hop,
     "many": many,
     "transcript": transcript,
+    "roll-call": roll_call,
 }
 
 

@@ -66,7 +66,7 @@ def write_tiny_checkpoint(
     _check_quantization(quantization, form)
     from msa_backend.tiny.weights import random_weights
 
-    weights = _in_dtype(random_weights(shape, seed), dtype)
+    weights = in_dtype(random_weights(shape, seed), dtype)
     config = configs.original_config(shape, dtype)
     if form != "original":
         with tempfile.TemporaryDirectory() as name:
@@ -76,19 +76,36 @@ def write_tiny_checkpoint(
     if quantization is not None:
         config |= {"quantization_config": quantization_config(weights, quantization)}
         weights = quantize(weights, quantization)
+    write_checkpoint(directory, shape, config, weights, shards=shards, card=CARD)
+    return directory
+
+
+def write_checkpoint(
+    directory: Path,
+    shape: TinyShape,
+    config: dict[str, Any],
+    weights: dict[str, torch.Tensor],
+    *,
+    shards: int = 1,
+    card: str,
+) -> None:
+    """Write a whole checkpoint, in the place of one that may be there.
+
+    Args:
+        config: of the model, in the form that the names of ``weights`` have.
+        card: the model card.
+    """
     if shards > len(weights):
         raise TinyCheckpointError(f"{shards} shards are more than the {len(weights)} tensors to put in them; ask fewer")
-
     directory.mkdir(parents=True, exist_ok=True)
     for stale in (*directory.glob("model*.safetensors"), directory / "model.safetensors.index.json"):
         stale.unlink(missing_ok=True)
     _save_model(directory, config, weights, shards)
-    save_tokenizer(directory)
-    _write_json(directory / "generation_config.json", configs.generation_config())
+    save_tokenizer(directory, shape.words, shape.max_positions)
+    _write_json(directory / "generation_config.json", configs.generation_config(shape.words))
     _write_json(directory / "preprocessor_config.json", configs.image_processor_config())
     _write_json(directory / "video_preprocessor_config.json", configs.video_processor_config())
-    (directory / "README.md").write_text(CARD)
-    return directory
+    (directory / "README.md").write_text(card)
 
 
 def _check(directory: Path, form: str, dtype: str, shards: int, seed: int, overwrite: bool, shape: TinyShape) -> None:
@@ -126,7 +143,7 @@ def _check_quantization(quantization: str | None, form: str) -> None:
         )
 
 
-def _in_dtype(weights: dict[str, torch.Tensor], dtype: str) -> dict[str, torch.Tensor]:
+def in_dtype(weights: dict[str, torch.Tensor], dtype: str) -> dict[str, torch.Tensor]:
     """Round to ``dtype``, but store the router in fp32 as the released checkpoint does.
 
     Router values are rounded all the same, so that a reader that casts them to bf16 has the same model.

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from msa_backend.config import BLOCK_SIZE, HEAD_DIM
 from msa_backend.tiny.shape import TinyShape
 from msa_backend.tiny.tokenizer import BOS, EOS, IMAGE, PAD, VIDEO, token_id, vocab_size
+from msa_backend.tiny.words import WORDS
 
 ARCHITECTURE = "MiniMaxM3SparseForConditionalGeneration"
 PATCH_SIZE, TEMPORAL_PATCH_SIZE, SPATIAL_MERGE_SIZE = 14, 2, 2
@@ -84,12 +86,12 @@ def transformers_config(shape: TinyShape, dtype: str) -> dict[str, Any]:
     return _common_top(shape) | {"dtype": dtype, "text_config": text, "vision_config": vision}
 
 
-def generation_config() -> dict[str, Any]:
+def generation_config(words: Sequence[str] = WORDS) -> dict[str, Any]:
     """Greedy by default: a fixture should answer the same way twice."""
     return {
-        "bos_token_id": token_id(BOS),
-        "eos_token_id": token_id(EOS),
-        "pad_token_id": token_id(PAD),
+        "bos_token_id": token_id(BOS, words),
+        "eos_token_id": token_id(EOS, words),
+        "pad_token_id": token_id(PAD, words),
         "do_sample": False,
     }
 
@@ -115,19 +117,19 @@ def _common_top(shape: TinyShape) -> dict[str, Any]:
     return {
         "architectures": [ARCHITECTURE],
         "model_type": "minimax_m3_vl",
-        "image_token_index": token_id(IMAGE),
-        "video_token_index": token_id(VIDEO),
+        "image_token_index": token_id(IMAGE, shape.words),
+        "video_token_index": token_id(VIDEO, shape.words),
         "projector_hidden_size": shape.projector_size,
         "tie_word_embeddings": False,
-        "bos_token_id": token_id(BOS),
-        "eos_token_id": token_id(EOS),
-        "pad_token_id": token_id(PAD),
+        "bos_token_id": token_id(BOS, shape.words),
+        "eos_token_id": token_id(EOS, shape.words),
+        "pad_token_id": token_id(PAD, shape.words),
     }
 
 
 def _common_text(shape: TinyShape) -> dict[str, Any]:
     return {
-        "vocab_size": vocab_size(),
+        "vocab_size": vocab_size(shape.words),
         "hidden_size": shape.hidden,
         "num_hidden_layers": shape.layers,
         "num_attention_heads": shape.heads,
@@ -145,8 +147,8 @@ def _common_text(shape: TinyShape) -> dict[str, Any]:
         "swiglu_alpha": 1.702,
         "swiglu_limit": 7.0,
         "tie_word_embeddings": False,
-        "bos_token_id": token_id(BOS),
-        "eos_token_id": token_id(EOS),
+        "bos_token_id": token_id(BOS, shape.words),
+        "eos_token_id": token_id(EOS, shape.words),
     }
 
 

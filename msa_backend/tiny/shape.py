@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from msa_backend.tiny.words import WORDS
+
 
 @dataclass(frozen=True)
 class TinyShape:
@@ -20,6 +22,7 @@ class TinyShape:
         expert_size: width of a routed expert, and of the shared one.
         dense_size: width of the MLP in layers without experts.
         mtp_modules: modules that draft tokens, in the original form alone.
+        words: those that are one token each.
     """
 
     hidden: int = 256
@@ -38,6 +41,7 @@ class TinyShape:
     dense_size: int = 384
     routed_scaling: float = 2.0
     mtp_modules: int = 0
+    words: tuple[str, ...] = WORDS
     vision_hidden: int = 160
     vision_heads: int = 2
     vision_layers: int = 2

@@ -74,7 +74,7 @@ def _uniform(stream: str, size: tuple[int, ...], spread: float, mean: float) -> 
 
 def _text(draw: Draw, shape: TinyShape) -> None:
     root = "language_model.model"
-    embedding = draw(f"{root}.embed_tokens.weight", vocab_size(), shape.hidden, spread=1.0).result()
+    embedding = draw(f"{root}.embed_tokens.weight", vocab_size(shape.words), shape.hidden, spread=1.0).result()
     for layer in range(shape.layers):
         prefix = f"{root}.layers.{layer}"
         draw(f"{prefix}.input_layernorm.weight", shape.hidden, spread=0.1)
@@ -89,11 +89,11 @@ def _text(draw: Draw, shape: TinyShape) -> None:
         _mtp(draw, f"{root}.mtp.layers.{module}", shape, norm)
 
     spread = LOGIT_SPREAD * shape.hidden**-0.5
-    head = draw("language_model.lm_head.weight", vocab_size(), shape.hidden, spread=spread).result()
+    head = draw("language_model.lm_head.weight", vocab_size(shape.words), shape.hidden, spread=spread).result()
     for number, character in enumerate(byte_alphabet()):
         if character not in SPOKEN_BYTES:
             head[number] *= QUIET_BYTE
-    words = word_token_ids()
+    words = word_token_ids(shape.words)
     # The words are listed by the alphabet; a stride coprime to their number visits all of them out of that order.
     for number in range(len(words)):
         successor = words[(number + SUCCESSOR_STRIDE) % len(words)]

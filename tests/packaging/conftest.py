@@ -12,7 +12,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-SOURCES = ("pyproject.toml", "README.md", "LICENSE", "msa_backend", "kernels", "model", "patches", "tests", "tools")
+SOURCES = (
+    *("pyproject.toml", "README.md", "LICENSE"),
+    *("msa_backend", "kernels", "model", "patches", "recipes", "tests", "tools"),
+)
 
 
 def clean_environment() -> dict[str, str]:

@@ -43,7 +43,7 @@ def test_the_mapped_folders_are_found_inside_the_package(installed: Environment)
 
 
 def test_no_module_of_a_common_name_is_installed(installed: Environment, checkout: Path) -> None:
-    names = ("kernels", "model", "patches", "tests", "tools", "benchmarks")
+    names = ("kernels", "model", "patches", "tests", "tools", "benchmarks", "recipes", "nano")
     found = json.loads(installed.run("python", "-c", FIND, *names, cwd=checkout, PYTHONSAFEPATH="1"))
     assert found == dict.fromkeys(names)
 

@@ -44,6 +44,15 @@ def test_mistakes_across_the_mapped_folders_are_found(checkout: Path, tmp_path: 
     assert "build/typed" not in done.stdout
 
 
+def test_recipes_are_checked_too(checkout: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(checkout, tmp_path / "checkout")
+    module = folder / "recipes" / "nano" / "shape.py"
+    module.write_text(module.read_text() + "\nTinyShape(hiden=1)\n")
+    done = subprocess.run([sys.executable, folder / "tools" / "typecheck.py"], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert 'Unexpected keyword argument "hiden" for "TinyShape"' in done.stdout
+
+
 def test_a_module_that_is_gone_is_gone_from_the_layout(checkout: Path, tmp_path: Path) -> None:
     """Else what still imports it would pass."""
     folder = shutil.copytree(checkout, tmp_path / "checkout")

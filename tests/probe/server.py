@@ -44,6 +44,9 @@ class Fake:
         if self.forgets and again:
             return "I do not know."
         notes, _, question = seen.rpartition("Question:")
+        if captains := re.search(r"The captains are ([\w, ]+)\.", question):
+            absent = set(re.split(", | and ", captains[1])) - set(re.findall(r"Captain (\w+) reported\.", notes))
+            return f"It was Captain {min(absent)}."
         facts = dict(re.findall(r"The access code of ([\w ]+?) is (\d+)\.", notes))
         facts |= {
             f"the courier of {a}": facts.get(b, "")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,13 @@ def test_a_share_of_many(tmp_path: Path):
     path = tmp_path / "out.json"
     probe(Fake(sees=0.5), "--tasks", "many", *SHORT, "--json", str(path))
     assert all(0.2 < cell["score"] < 0.8 for cell in cells(path).values())
+
+
+def test_a_roll_call_takes_the_whole_text(tmp_path: Path):
+    """Who sees half of it guesses among those who were not heard there."""
+    path = tmp_path / "out.json"
+    assert probe(Fake(sees=0.5), "--tasks", "roll-call", *SHORT, "--repeats", "4", "--json", str(path)) == 1
+    assert statistics.fmean(cell["score"] for cell in cells(path).values()) < 0.5
 
 
 def test_a_server_whose_prefix_cache_is_broken(tmp_path: Path):
