@@ -41,7 +41,8 @@ def _of_both_kinds(original: Callable[[Any], None], self: Any) -> None:
 
 
 def _status() -> str:
-    if (imported := sys.modules.get(_MODULE)) is not None:
+    imported = sys.modules.get(_MODULE)
+    if imported is not None and sys.modules["vllm.platforms"].current_platform.is_cuda():
         return status_of_method(imported.ModelCudaGraphManager, _METHOD)
     return f"{NOT_NEEDED}: no MiniMax-M3 was built on a GPU in this process"
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -147,28 +146,3 @@ def test_taps_that_it_has(tiny: Path, tmp_path: Path, change: dict[str, Any]):
     config = json.loads((draft / "config.json").read_text())
     (draft / "config.json").write_text(json.dumps(config | change))
     parse(tiny, method="eagle3", model=str(draft), num_speculative_tokens=3)
-
-
-def gpu(method: str, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-    """vLLM's reading of the options on a GPU, as far as it gets."""
-    platform = SimpleNamespace(is_cpu=lambda: False, device_type="cuda")
-    monkeypatch.setattr("vllm.platforms._current_platform", platform)
-    return SimpleNamespace(
-        speculative_config=SimpleNamespace(method=method),
-        parallel_config=SimpleNamespace(pipeline_parallel_size=2),
-    )
-
-
-@pytest.mark.parametrize("method", ["mtp", "eagle3"])
-def test_a_gpu_is_not_tested(method: str, monkeypatch: pytest.MonkeyPatch):
-    config = gpu(method, monkeypatch)
-    monkeypatch.delenv(ALLOW_UNTESTED, raising=False)
-    with pytest.raises(MSAError, match=rf"speculative method is {method} on cuda, but .* n-gram drafts on a GPU only"):
-        drafts.check(config, None)
-    monkeypatch.setenv(ALLOW_UNTESTED, "1")
-    with pytest.raises(MSAError, match="one stage only"):  # what is asked next
-        drafts.check(config, None)
-
-
-def test_ngram_stays_on_a_gpu(monkeypatch: pytest.MonkeyPatch):
-    drafts.check(gpu("ngram", monkeypatch), None)
