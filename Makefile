@@ -19,13 +19,15 @@ INTERPRET := $(if $(shell command -v nvidia-smi),0,1)
 ENGINE_TESTS := tests/examples tests/engines tests/$(ENGINE) tests/patches tests/test_attend.py tests/kernels/gpu/test_compiles.py
 
 BIN := $(VENV)/bin
+# Each run ends with what was slowest in it, so that growth is seen.
+PYTEST := $(BIN)/python -m pytest --durations=10
 # A Python started here would otherwise import ./kernels where SGLang and transformers mean the
 # package of that name.
 export PYTHONSAFEPATH := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help serve serve-sglang test test-sglang lint typecheck docs clean
+.PHONY: help serve serve-sglang test test-sglang environments lint typecheck docs clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -36,26 +38,37 @@ serve: $(VENV)/.serve-ready $(if $(filter tiny-m3,$(MODEL)),tiny-m3/config.json)
 serve-sglang: ## the same with SGLang
 	@$(MAKE) --no-print-directory serve ENGINE=sglang
 
-test: lint typecheck ## install both engines, check style and types and run all tests (ARGS="-k name" passes on to pytest, with vLLM)
+test: environments ## install both engines, check style and types and run all tests (ARGS="-k name" passes on to pytest, with vLLM)
+	@$(MAKE) --no-print-directory lint typecheck
 ifdef ARGS
 	$(BIN)/python -m pytest $(ARGS)
 else
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder -m "not alone and not gpu"
-	$(BIN)/python -m pytest -m alone
-	TRITON_INTERPRET=$(INTERPRET) $(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m gpu tests/kernels
+	$(PYTEST) -n $(JOBS) --dist loadfile --no-loadscope-reorder -m "not alone and not gpu"
+	$(PYTEST) -m alone
+	TRITON_INTERPRET=$(INTERPRET) $(PYTEST) -n $(JOBS) --dist loadfile --no-loadscope-reorder -m gpu tests/kernels
 	@$(MAKE) --no-print-directory test-sglang VENV=$(VENV)-sglang
 endif
 
 test-sglang: ## install SGLang and run its tests (ARGS passes on to pytest)
 	@$(MAKE) --no-print-directory engine-tests ENGINE=sglang
 
-.PHONY: engine-tests
+# Side by side, since an install is work for one core.
+environments:
+ifndef ARGS
+	@$(MAKE) --no-print-directory -j 2 vllm-environment sglang-environment
+endif
+
+.PHONY: vllm-environment sglang-environment engine-tests
+vllm-environment: $(VENV)/.test-ready
+sglang-environment:
+	@$(MAKE) --no-print-directory ENGINE=sglang VENV=$(VENV)-sglang $(VENV)-sglang/.test-ready
+
 engine-tests: $(VENV)/.test-ready
 ifdef ARGS
 	$(BIN)/python -m pytest $(ARGS)
 else
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder -m "not alone and not gpu" $(ENGINE_TESTS)
-	$(BIN)/python -m pytest -m alone $(ENGINE_TESTS)
+	$(PYTEST) -n $(JOBS) --dist loadfile --no-loadscope-reorder -m "not alone and not gpu" $(ENGINE_TESTS)
+	$(PYTEST) -m alone $(ENGINE_TESTS)
 endif
 
 lint: $(VENV)/.test-ready ## check the style

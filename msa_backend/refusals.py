@@ -31,13 +31,19 @@ def check_tested(given: str, tested: str, otherwise: str = "MSA_DISABLE=1 to ser
         )
 
 
-def check_quantization(method: str, on_cpu: bool) -> None:
-    """Refuse quantized weights: on a CPU altogether, elsewhere until a test has run them."""
+def check_quantization(method: str, on_cpu: bool, tested: str = "unquantized weights", is_tested: bool = False) -> None:
+    """Refuse quantized weights: on a CPU altogether, elsewhere until a test has run them.
+
+    Args:
+        tested: what was run elsewhere.
+        is_tested: whether these are among it.
+    """
     if on_cpu:
         raise MSAError(
             f"quantization is {method}, but on a CPU MSA serves unquantized weights only; serve this model on a GPU"
         )
-    check_tested(f"quantization is {method}", "unquantized weights")
+    if not is_tested:
+        check_tested(f"quantization is {method}", tested)
 
 
 def page_size(option: str, value: int) -> MSAError:

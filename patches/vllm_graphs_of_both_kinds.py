@@ -14,9 +14,11 @@ _METHOD = "_init_candidates"
 
 def _apply() -> None:
     """In a worker that builds our model, before it captures: the module is too much to import in every process."""
-    from vllm.v1.worker.gpu.cudagraph_utils import ModelCudaGraphManager
+    from vllm.v1.worker.gpu.cudagraph_utils import CudaGraphManager
 
-    wrap_method(PATCH, ModelCudaGraphManager, _METHOD, ["self"], _of_both_kinds)
+    # Of the target and of its drafts alike: the first step of a draft replays over the attention metadata that the
+    # target made for its own step, so both must take graphs of the same shape.
+    wrap_method(PATCH, CudaGraphManager, _METHOD, ["self"], _of_both_kinds)
 
 
 def _of_both_kinds(original: Callable[[Any], None], self: Any) -> None:
@@ -41,8 +43,9 @@ def _of_both_kinds(original: Callable[[Any], None], self: Any) -> None:
 
 
 def _status() -> str:
-    if (imported := sys.modules.get(_MODULE)) is not None:
-        return status_of_method(imported.ModelCudaGraphManager, _METHOD)
+    imported = sys.modules.get(_MODULE)
+    if imported is not None and sys.modules["vllm.platforms"].current_platform.is_cuda():
+        return status_of_method(imported.CudaGraphManager, _METHOD)
     return f"{NOT_NEEDED}: no MiniMax-M3 was built on a GPU in this process"
 
 

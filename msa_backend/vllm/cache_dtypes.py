@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from msa_backend import refusals
 from msa_backend.config import MSAError
 from msa_backend.kernels.caches import FP8_DTYPES
 
@@ -34,7 +33,7 @@ def index_dtype(vllm_config: VllmConfig) -> torch.dtype:
 
 
 def check_cache_dtypes(vllm_config: VllmConfig) -> None:
-    """Settle an fp8 cache that only the checkpoint asks for, and refuse what is not served, or was never run.
+    """Settle an fp8 cache that only the checkpoint asks for, and refuse what is not served.
 
     Raises:
         MSAError: with the one sentence for the user.
@@ -51,18 +50,8 @@ def check_cache_dtypes(vllm_config: VllmConfig) -> None:
             f"indexer_kv_dtype is {attention.indexer_kv_dtype}, but MSA keeps index keys as {', '.join(allowed)}, "
             "where auto is the model's dtype; leave it out"
         )
-    is_fp8 = kv_dtype(vllm_config) in FP8_DTYPES
-    if is_fp8:
+    if kv_dtype(vllm_config) in FP8_DTYPES:
         _check_dense_layers(vllm_config)
-    from vllm.platforms import current_platform
-
-    if not current_platform.is_cpu():
-        if is_fp8:
-            refusals.check_tested(f"--kv-cache-dtype is {cache.cache_dtype} on a GPU", "K and V in the model's dtype")
-        if index_dtype(vllm_config) in FP8_DTYPES:
-            refusals.check_tested(
-                f"indexer_kv_dtype is {attention.indexer_kv_dtype} on a GPU", "index keys in the model's dtype"
-            )
 
 
 def _kv_dtypes(vllm_config: VllmConfig) -> dict[str, torch.dtype]:

@@ -72,7 +72,7 @@ def check(vllm_config: VllmConfig, config: M3Config) -> None:
     """Check vLLM's reading of ``--speculative-config`` against what is served and tested.
 
     Raises:
-        MSAError: the method is not served so, was never run on this device, or reads layers the model has not.
+        MSAError: the method is not served so, was never run, or reads layers the model has not.
         CheckpointError: the MTP modules are not those of the config.
     """
     speculative = vllm_config.speculative_config
@@ -84,8 +84,8 @@ def check(vllm_config: VllmConfig, config: M3Config) -> None:
     if speculative.method not in ("mtp", "eagle3"):
         refusals.check_tested(given, "ngram, eagle3 and mtp")
         return
-    if not current_platform.is_cpu():
-        refusals.check_tested(f"{given} on {current_platform.device_type}", "n-gram drafts on a GPU")
+    if not (current_platform.is_cpu() or vllm_config.model_config.enforce_eager):
+        refusals.check_tested(f"{given} with CUDA graphs", "drafts under --enforce-eager on a GPU, or n-gram ones")
     if (stages := vllm_config.parallel_config.pipeline_parallel_size) > 1:
         raise MSAError(
             f"{given} with --pipeline-parallel-size {stages}, but msa-backend drafts on one stage only; "

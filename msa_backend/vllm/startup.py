@@ -22,6 +22,7 @@ from .cache_dtypes import check_cache_dtypes, kv_dtype
 from .connectors import check_connectors
 from .quantization import check_quantization
 from .sharing import check_sharing
+from .together import check_together
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -55,6 +56,7 @@ def prepare(vllm_config: VllmConfig) -> None:
     if vllm_config.load_config.load_format != "dummy" and (folder := Path(vllm_config.model_config.model)).is_dir():
         check_checkpoint(folder, config, vision, fp8_cache=kv_dtype(vllm_config) in FP8_DTYPES)
     drafts.check(vllm_config, config)
+    check_together(vllm_config)
     m3.record(vllm_config, whole_config)
     graphs.choose(vllm_config)
     logger.info(

@@ -43,7 +43,8 @@ class Chunked(NamedTuple):
 
 @pytest.fixture(scope="module")
 def plain(tiny: Any) -> Plain:
-    with DRIVER.engine(tiny) as engine:
+    """From an engine in processes of its own, as a server has them."""
+    with DRIVER.engine(tiny, apart=True) as engine:
         return Plain(
             engine.ask(PROMPTS, NEW_TOKENS, prompt_logprobs=True),
             [answer for prompt in PROMPTS[SHORT] for answer in engine.ask([prompt], NEW_TOKENS)],

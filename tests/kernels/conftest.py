@@ -16,6 +16,11 @@ settings.register_profile(
 )
 settings.load_profile("kernels")
 
+if INTERPRETED:
+    from .interpreter import hasten
+
+    hasten()
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if not (ON_CUDA or INTERPRETED):

@@ -79,9 +79,9 @@ def _options_that_are_read_with_less(monkeypatch: pytest.MonkeyPatch, folder: Pa
 
 
 def _a_manager_that_takes_more(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
-    from vllm.v1.worker.gpu.cudagraph_utils import ModelCudaGraphManager
+    from vllm.v1.worker.gpu.cudagraph_utils import CudaGraphManager
 
-    monkeypatch.setattr(ModelCudaGraphManager, "_init_candidates", lambda self, more: None)
+    monkeypatch.setattr(CudaGraphManager, "_init_candidates", lambda self, more: None)
 
 
 def _a_distribution_without_a_name(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:

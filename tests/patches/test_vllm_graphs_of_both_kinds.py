@@ -14,14 +14,14 @@ SIZES = [1, 2, 4, 8, 16]
 
 @pytest.fixture
 def make(vllm: None, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """A manager as vLLM makes it for the model, without a device."""
-    from vllm.v1.worker.gpu.cudagraph_utils import ModelCudaGraphManager
+    """A manager as vLLM makes it for the model, or for its drafts, without a device."""
+    from vllm.v1.worker.gpu.cudagraph_utils import CudaGraphManager, ModelCudaGraphManager
 
-    monkeypatch.setattr(ModelCudaGraphManager, "_init_candidates", ModelCudaGraphManager._init_candidates)
+    monkeypatch.setattr(CudaGraphManager, "_init_candidates", CudaGraphManager._init_candidates)
     PATCH.apply()
 
-    def make_manager(mode: Any, decode_query_len: int = 1) -> Any:
-        manager = object.__new__(ModelCudaGraphManager)
+    def make_manager(mode: Any, decode_query_len: int = 1, of: Any = ModelCudaGraphManager) -> Any:
+        manager = object.__new__(of)
         manager.compilation_config = SimpleNamespace(cudagraph_capture_sizes=SIZES, max_cudagraph_capture_size=16)
         cache = SimpleNamespace(use_kda_recoverssm=False)
         manager.vllm_config = SimpleNamespace(speculative_config=None, cache_config=cache)
@@ -54,6 +54,17 @@ def test_decode_finds_its_own_and_any_mix_the_other(make: Any, query_len: int) -
     assert manager.cudagraph_mode == CUDAGraphMode.FULL
     # More decoding requests than a decode graph takes are a mix as well.
     assert manager.dispatch(8, 16, 2, 0).uniform_token_count is None
+
+
+def test_the_first_step_of_a_draft_has_the_shape_of_its_target(make: Any) -> None:
+    """It replays over attention metadata that were made for the target's step: a graph of another shape reads what
+    nobody wrote, which killed an engine with EAGLE3 on a GPU."""
+    from vllm.config.compilation import CUDAGraphMode
+    from vllm.v1.worker.gpu.spec_decode.target_dependent_ar.cudagraph_utils import SpeculatorCudaGraphManager
+
+    target, draft = make(CUDAGraphMode.FULL, 4), make(CUDAGraphMode.FULL, 4, SpeculatorCudaGraphManager)
+    for step in ((1, 4, 4, 0), (3, 12, 4, 0), (3, 12, None, 0), (2, 5, None, 0), (8, 16, 2, 0)):
+        assert draft.dispatch(*step) == target.dispatch(*step), step
 
 
 def test_other_modes_are_left_alone(make: Any) -> None:

@@ -33,22 +33,11 @@ def on(monkeypatch: pytest.MonkeyPatch, capability: int) -> None:
     monkeypatch.setattr("vllm.platforms.current_platform", platform)
 
 
-@pytest.mark.parametrize("capability", [80, 89, 90])
-def test_untested_on_a_gpu_unless_the_user_wants_to_try(capability: int, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("capability", [89, 90])
+def test_served_on_a_gpu(capability: int, monkeypatch: pytest.MonkeyPatch):
     on(monkeypatch, capability)
-    check_cache_dtypes(config("bfloat16", "bf16"))
-    for given, says in (
-        (config(index="fp8"), "indexer_kv_dtype is fp8 on a GPU, but msa-backend is tested with index keys in"),
-        (config("fp8"), "--kv-cache-dtype is fp8 on a GPU, but msa-backend is tested with K and V in"),
-    ):
-        if capability == 80 and kv_dtype(given) == E4M3:
-            continue
-        with pytest.raises(MSAError) as refused:
-            check_cache_dtypes(given)
-        assert str(refused.value).startswith(says) and "MSA_ALLOW_UNTESTED=1" in str(refused.value)
-        with monkeypatch.context() as allowed:
-            allowed.setenv("MSA_ALLOW_UNTESTED", "1")
-            check_cache_dtypes(given)
+    for given in (config("bfloat16", "bf16"), config("fp8"), config("fp8_e4m3", "fp8"), config(index="fp8")):
+        check_cache_dtypes(given)
 
 
 @pytest.mark.parametrize(

@@ -75,8 +75,10 @@ def ask(engine: Engine) -> list[Answer]:
     return engine.ask(ASKED, NEW_TOKENS)
 
 
-def engine_with(model: Path, transfer: Mapping[str, Any], **own: Any) -> AbstractContextManager[Engine]:
-    return DRIVER.engine(model, own={"kv_transfer_config": dict(transfer)} | own)
+def engine_with(
+    model: Path, transfer: Mapping[str, Any], apart: bool = False, **own: Any
+) -> AbstractContextManager[Engine]:
+    return DRIVER.engine(model, apart=apart, own={"kv_transfer_config": dict(transfer)} | own)
 
 
 @contextmanager
@@ -108,10 +110,11 @@ def stored(tiny: Path, folders: Folders) -> list[Answer]:
 
 @pytest.fixture(scope="module", params=["pages", "layers"])
 def taken_over(request: pytest.FixtureRequest, tiny: Path, folders: Folders, stored: Any) -> TakenOver:
+    """The connector that is served, by layers, in processes of its own, as a server has them."""
     if request.param == "pages":
         with own_connector(), engine_with(tiny, by_pages(folders.pages)) as engine:
             return ask_twice(engine, folders.pages)
-    with engine_with(tiny, by_layers(folders.layers)) as engine:
+    with engine_with(tiny, by_layers(folders.layers), apart=True) as engine:
         return ask_twice(engine, folders.layers)
 
 

@@ -149,24 +149,27 @@ def test_taps_that_it_has(tiny: Path, tmp_path: Path, change: dict[str, Any]):
     parse(tiny, method="eagle3", model=str(draft), num_speculative_tokens=3)
 
 
-def gpu(method: str, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+def gpu(method: str, monkeypatch: pytest.MonkeyPatch, eager: bool = False) -> SimpleNamespace:
     """vLLM's reading of the options on a GPU, as far as it gets."""
-    platform = SimpleNamespace(is_cpu=lambda: False, device_type="cuda")
-    monkeypatch.setattr("vllm.platforms._current_platform", platform)
+    monkeypatch.setattr("vllm.platforms._current_platform", SimpleNamespace(is_cpu=lambda: False, device_type="cuda"))
+    monkeypatch.delenv(ALLOW_UNTESTED, raising=False)
     return SimpleNamespace(
+        model_config=SimpleNamespace(enforce_eager=eager),
         speculative_config=SimpleNamespace(method=method),
         parallel_config=SimpleNamespace(pipeline_parallel_size=2),
     )
 
 
 @pytest.mark.parametrize("method", ["mtp", "eagle3"])
-def test_a_gpu_is_not_tested(method: str, monkeypatch: pytest.MonkeyPatch):
-    config = gpu(method, monkeypatch)
-    monkeypatch.delenv(ALLOW_UNTESTED, raising=False)
-    with pytest.raises(MSAError, match=rf"speculative method is {method} on cuda, but .* n-gram drafts on a GPU only"):
-        drafts.check(config, None)
-    monkeypatch.setenv(ALLOW_UNTESTED, "1")
+def test_graphs_on_a_gpu_are_not_tested(method: str, monkeypatch: pytest.MonkeyPatch):
+    given = rf"speculative method is {method} with CUDA graphs, but .* drafts under --enforce-eager on a GPU, or n-gram"
+    with pytest.raises(MSAError, match=given):
+        drafts.check(gpu(method, monkeypatch), None)
     with pytest.raises(MSAError, match="one stage only"):  # what is asked next
+        drafts.check(gpu(method, monkeypatch, eager=True), None)
+    config = gpu(method, monkeypatch)
+    monkeypatch.setenv(ALLOW_UNTESTED, "1")
+    with pytest.raises(MSAError, match="one stage only"):
         drafts.check(config, None)
 
 

@@ -20,7 +20,7 @@ from ..engines.drivers.running import EngineServer
 from ..images import picture
 
 pytest.importorskip("torchvision", reason="vLLM's processors of MiniMax-M3 need it")
-pytestmark = [pytest.mark.alone, needs(Can.IMAGES)]
+pytestmark = needs(Can.IMAGES)
 
 LIMIT = 2
 QUESTION = "What do you see?"

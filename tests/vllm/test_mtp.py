@@ -36,10 +36,10 @@ class Drafted(NamedTuple):
     accepted_again: Accepted
 
 
-def ask_twice(model: Path, draft_tokens: int, **own: Any) -> Drafted:
+def ask_twice(model: Path, draft_tokens: int, apart: bool = False, **own: Any) -> Drafted:
     own |= {"speculative_config": {"method": "mtp", "num_speculative_tokens": draft_tokens}}
     # The steps are so short that the longer prompts take several, beside the others' drafts.
-    with DRIVER.engine(model, prefix_caching=True, chunk=256, own=own) as engine:
+    with DRIVER.engine(model, prefix_caching=True, chunk=256, apart=apart, own=own) as engine:
         answers = engine.ask(PROMPTS, NEW_TOKENS)
         accepted = Accepted.read(engine.llm)
         again = engine.ask(PROMPTS, NEW_TOKENS)
@@ -55,9 +55,12 @@ def assert_answers(found: Drafted, model: Path) -> None:
 
 
 def test_every_draft_is_right(tmp_path: Path):
-    """Each draft token attends to itself alone; one that does not see its own key is wrong from the second place on."""
+    """Each draft token attends to itself alone; one that does not see its own key is wrong from the second place on.
+
+    In processes of its own, as a server has them.
+    """
     model = write_own(tmp_path / "m3")
-    found = ask_twice(model, 3)
+    found = ask_twice(model, 3, apart=True)
     for accepted in (found.accepted, found.accepted_again):
         print(accepted)
         assert accepted.places == [accepted.drafts] * 3

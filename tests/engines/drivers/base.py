@@ -81,9 +81,13 @@ class Driver(ABC):
     def environment(self, options: Options) -> dict[str, str]:
         """Variables that the engine's processes need."""
 
+    def where(self, options: Options) -> dict[str, str]:
+        """Variables that choose the processes of an engine without a server."""
+        return {}
+
     @abstractmethod
     def launch(self, model: Path, arguments: Mapping[str, Any]) -> AbstractContextManager[Engine]:
-        """An engine in children of this process."""
+        """An engine in this process or in children of it."""
 
     @abstractmethod
     def resolve(self, model: Path, arguments: Mapping[str, Any]) -> Parsed:
@@ -122,7 +126,8 @@ class Driver(ABC):
     def engine(self, model: Path, **options: Any) -> Iterator[Engine]:
         """A running engine; ``options`` are those of ``Options``."""
         chosen = Options(**options)
-        with in_environment(self.environment(chosen)), self.launch(model, self.arguments(model, chosen)) as engine:
+        variables = self.environment(chosen) | self.where(chosen)
+        with in_environment(variables), self.launch(model, self.arguments(model, chosen)) as engine:
             yield engine
 
     @contextmanager

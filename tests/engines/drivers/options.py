@@ -28,6 +28,7 @@ class Options:
         preempting: running requests are thrown out and resumed, given a cache too small for the load.
         drafts: n-gram draft tokens to verify in a step.
         ranks: tensor-parallel ranks.
+        apart: nothing of the engine runs in the test's process, as in a server, where the engine leaves the choice.
         overrides: changes of the model's text config; sections are merged.
         tokenizer: whether there is one.
         dummy_weights: invent the weights.
@@ -45,6 +46,7 @@ class Options:
     preempting: bool = False
     drafts: int = 0
     ranks: int = 1
+    apart: bool = False
     overrides: Mapping[str, Any] = field(default_factory=dict)
     tokenizer: bool = True
     dummy_weights: bool = False

@@ -1,4 +1,4 @@
-"""A running engine, in children of this process or behind HTTP, and what can be asked of it."""
+"""A running engine, in this process, in children of it or behind HTTP, and what can be asked of it."""
 
 from __future__ import annotations
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from msa_backend.config import MSAError
 
@@ -180,15 +181,29 @@ print("MSA" in AttentionBackendEnum.__members__, served_by == "msa_backend.model
             variables["VLLM_CPU_OMP_THREADS_BIND"] = two_cores()
         return variables
 
+    def where(self, options: Options) -> dict[str, str]:
+        # A process of its own for the core, and one for each worker, even of one rank: they all import vLLM, which is
+        # ten times the work of the engine that they start. Without the core's, one rank needs no worker's either.
+        return {"VLLM_ENABLE_V1_MULTIPROCESSING": str(int(options.apart))}
+
     @contextmanager
     def launch(self, model: Path, arguments: Mapping[str, Any]) -> Iterator[Engine]:
+        import torch
         from vllm import LLM
+        from vllm.distributed import cleanup_dist_env_and_memory
 
-        llm = LLM(str(model), disable_log_stats=False, **arguments)
-        try:
-            yield VLLMEngine(llm)
-        finally:
-            llm.llm_engine.engine_core.shutdown()
+        if ffi := sys.modules.get("llvmlite.binding.ffi"):
+            # A worker on a CPU looks through every object of every module, and llvmlite's library, which takes any
+            # name for a function of its own, claims a `__dict__` that is none.
+            ffi.lib._fntab["__dict__"] = {}
+        # The worker replaces this function for good.
+        with mock.patch.object(torch, "set_num_threads", torch.set_num_threads):
+            llm = LLM(str(model), disable_log_stats=False, **arguments)
+            try:
+                yield VLLMEngine(llm)
+            finally:
+                llm.llm_engine.engine_core.shutdown()
+                cleanup_dist_env_and_memory()
 
     def resolve(self, model: Path, arguments: Mapping[str, Any]) -> Parsed:
         from vllm.engine.arg_utils import EngineArgs

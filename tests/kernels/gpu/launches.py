@@ -127,6 +127,15 @@ def everything() -> None:
         shared(num_seqs, query_len, seq_len)
 
 
+def each_once() -> None:
+    """Every kernel at least once, in the forms of a whole model in bf16 and of its decode step in fp8."""
+    write(100)
+    for launch in (prefill, suffix, decode, verify, mixed):
+        launch()
+    step(8, 1, 131072, cache_dtype=E4M3, index_q_dtype=E4M3)
+    shared(8, 1, 1048576)
+
+
 def fp8_products() -> None:
     """Index queries in fp8 as well as the keys."""
     for num_seqs, query_len, seq_len in ((1, 8192, 131072), (8, 1, 131072), (8, 8, 50000)):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 import pytest
 
 from ..implementations import INTERPRETED
@@ -16,11 +18,19 @@ LARGE = {"msa_score": "MANY_ROWS", "msa_query_outer": "BLOCK_M", "msa_kv_outer":
 """Kernels with tiles of 64 rows and more, and the constant that is at least 64 where they are; of the last, always."""
 
 
+# Of this suite's environments the first compiles all forms of each kernel for each architecture. The others, with a
+# Triton of their own, ask whether that takes the kernels at all: no engine runs them there.
+ALL_FORMS = find_spec("vllm") is not None
+
+
 @pytest.fixture(scope="module", params=sorted(GPUS))
 def compiled(request: pytest.FixtureRequest) -> list[Compiled]:
     with compile_only(request.param) as launched:
-        launches.everything()
-        launches.fp8_products()
+        if ALL_FORMS:
+            launches.everything()
+            launches.fp8_products()
+        else:
+            launches.each_once()
     assert not launched.failed, "\n\n".join(launched.failed)
     return launched.compiled
 
@@ -43,6 +53,14 @@ def test_large_products_use_the_widest_instructions(compiled: list[Compiled]):
         assert not narrow, "\n".join(line(c) for c in narrow)
 
 
+@pytest.mark.skipif(not ALL_FORMS, reason="compiled with the Triton of vLLM's environment")
+def test_once_is_every_kernel(compiled: list[Compiled]):
+    with compile_only(compiled[0].arch) as launched:
+        launches.each_once()
+    assert {c.name for c in launched.compiled} == {c.name for c in compiled}
+
+
+@pytest.mark.skipif(not ALL_FORMS, reason="compiled with the Triton of vLLM's environment")
 @pytest.mark.parametrize("arch", [89, 90])
 def test_extremes_compile_and_fit(arch: int):
     """The largest and smallest that the operations take; slow if need be. SM89 has the least shared memory."""

@@ -11,7 +11,7 @@ from ...engines.capabilities import Can, needs
 from ...engines.drivers.running import EngineServer
 from .calls import ARGUMENTS, FEW, PARAMETERS, anthropic_tool, calls
 
-pytestmark = [pytest.mark.alone, needs(Can.CALLING)]
+pytestmark = needs(Can.CALLING)
 
 Script = Callable[[str], dict[str, Any]]
 

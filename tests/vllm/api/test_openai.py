@@ -12,7 +12,7 @@ import pytest
 from ...engines.capabilities import Can, needs
 from .calls import ARGUMENTS, FEW, PARAMETERS, calls, openai_tool
 
-pytestmark = [pytest.mark.alone, needs(Can.CALLING)]
+pytestmark = needs(Can.CALLING)
 
 Script = Callable[[str], dict[str, Any]]
 

@@ -11,7 +11,7 @@ import pytest
 from ...engines.capabilities import Can, needs
 from .calls import ANSWER
 
-pytestmark = [pytest.mark.alone, needs(Can.CALLING)]
+pytestmark = needs(Can.CALLING)
 
 Script = Callable[[str], dict[str, Any]]
 
