@@ -18,7 +18,7 @@ from torch import nn
 from msa_backend.kernels.api import HeadNorms
 
 from ..config import M3Config
-from ..heads import norm_heads
+from ..heads import head_norms_of, split_heads
 from .projection import QKVIndexProjection
 
 if TYPE_CHECKING:
@@ -95,17 +95,9 @@ class M3DenseAttention(_M3Attention):
         self, positions: torch.Tensor, hidden_states: torch.Tensor, forward_batch: ForwardBatch
     ) -> torch.Tensor:
         qkv, _ = self.qkv_proj(hidden_states)
-        kv_size = self.num_kv_heads * self.head_dim
-        sizes = [self.num_heads * self.head_dim, kv_size, kv_size]
         if self.fused:
             self._norm_and_rotate_in_place(positions, qkv)
-            query, key, value = qkv.split(sizes, dim=-1)
-        else:
-            query, key, value = qkv.split(sizes, dim=-1)
-            # Contiguous, because SGLang's rope kernels write in place and the inputs are slices of one projection.
-            query = norm_heads(self.q_norm, query, self.head_dim)
-            key = norm_heads(self.k_norm, key, self.head_dim)
-            query, key = self.rotary_emb(positions, query, key)
+        query, key, value = split_heads(self, qkv, positions, is_rotated=self.fused)
         output, _ = self.o_proj(self.attn(query, key, value, forward_batch))
         return output
 
@@ -148,11 +140,4 @@ class M3SparseAttention(_M3Attention):
 
     @cached_property
     def norms(self) -> HeadNorms:
-        return HeadNorms(
-            q_weight=self.q_norm.weight,
-            k_weight=self.k_norm.weight,
-            index_q_weight=self.index_q_norm.weight,
-            index_k_weight=self.index_k_norm.weight,
-            cos_sin_cache=self.rotary_emb.cos_sin_cache,
-            eps=self.q_norm.variance_epsilon,
-        )
+        return head_norms_of(self)
