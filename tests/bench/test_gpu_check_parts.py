@@ -131,7 +131,7 @@ def test_drafts_beside_none() -> None:
 
 
 def test_the_published_command() -> None:
-    """Issue by issue of the fleets' flags, at one rank and with a model of ours."""
+    """The fleets' flags, at one rank and with a model of ours."""
     given = engine_command.parse(arguments(jobs("vllm:fleet")["vllm-fleet"]))
     assert given.classes == ("ours", "in-tree")
     drafts = given.options.pop("speculative_config")
