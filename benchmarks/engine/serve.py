@@ -9,6 +9,7 @@ import contextlib
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -25,6 +26,8 @@ VLLM = (sys.executable, "-m", "vllm.entrypoints.cli.main")
 START_LIMIT = 600  # seconds
 BENCH_LIMIT = 1800
 LAST_LINES = 30
+ACCESS = re.compile(r'INFO: +\S+ - ".* HTTP/[\d.]+" \d+')
+"""A line of a server's log about one request: after a fault there are many of them."""
 METRICS = (
     ("output", "tokens/s", "output_throughput"),
     ("total", "tokens/s", "total_token_throughput"),
@@ -99,7 +102,7 @@ def measure(
         for number in range(rounds):
             for cell, dataset, concurrency, requests in _replays(plan, number, folder):
                 for name, server in list(alive.items()):
-                    out = _file(folder, f"{name}-{cell}-{number}.json")
+                    out = file_of(folder, f"{name}-{cell}-{number}.json")
                     try:
                         for row in _rows(cell, replay(starts[name].model, server, dataset, requests, concurrency, out)):
                             yield name, number, row
@@ -126,17 +129,18 @@ def _started(starts: Mapping[str, Start], folder: Path, stack: contextlib.ExitSt
 
 def _log(folder: Path, name: str) -> Path:
     """All that the server of a class prints."""
-    return _file(folder, f"{name}-server.log")
+    return file_of(folder, f"{name}-server.log")
 
 
-def _file(folder: Path, name: str) -> Path:
+def file_of(folder: Path, name: str) -> Path:
+    """For what belongs to a class or a replay of any name."""
     return folder / name.replace(" ", "-")
 
 
 def _last_words(log: Path) -> str:
     """The end of what a server printed: why a request failed is there and not with the client."""
-    said = log.read_text(errors="replace").rstrip().splitlines()[-LAST_LINES:]
-    return "\n".join([f"The server's last lines, of {log}:", *said])
+    said = [line for line in log.read_text(errors="replace").splitlines() if line.strip() and not ACCESS.search(line)]
+    return "\n".join([f"The server's last lines, of {log}:", *said[-LAST_LINES:]])
 
 
 def _replays(plan: Plan, number: int, folder: Path) -> Iterator[tuple[str, list[str], int, int]]:

@@ -54,7 +54,8 @@ class FakeServers:
         self, command: list[str], _flags: object, _environment: object, _limit: float, log_file: Path
     ) -> Iterator[str]:
         name = command[command.index("serve") + 1]
-        log_file.write_text("".join(f"line {number} of {name}\n" for number in range(serve.LAST_LINES + 1)))
+        said = "".join(f"line {number} of {name}\n" for number in range(serve.LAST_LINES + 1))
+        log_file.write_text(f'{said}\n(APIServer pid=7) INFO:     127.0.0.1:39304 - "GET /metrics HTTP/1.1" 200 OK\n')
         if name == "broken":
             raise RuntimeError("it said why")
         self.up.append(name)
@@ -91,7 +92,9 @@ def test_a_server_that_failed_is_asked_no_more(monkeypatch: pytest.MonkeyPatch, 
     assert [name for name, _ in fake.asked] == ["a", "b", "b"]
     (said,) = (row for name, _, row in news if name == "a" and isinstance(row, str))
     assert said.startswith("a request failed\n")
-    assert f"of {tmp_path / 'a-server.log'}:\nline 1 of a\n" in said, "what the server said is the reason"
+    assert f"of {tmp_path / 'a-server.log'}:\nline 1 of a\n" in said, (
+        "what the server said is the reason, requests are none"
+    )
     assert said.endswith(f"line {serve.LAST_LINES} of a")
 
 
