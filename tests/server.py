@@ -65,7 +65,11 @@ class Server:
 
 @contextlib.contextmanager
 def running(
-    command: Sequence[str | Path], flags: Sequence[str], environment: Mapping[str, str], limit: float = START_LIMIT
+    command: Sequence[str | Path],
+    flags: Sequence[str],
+    environment: Mapping[str, str],
+    limit: float = START_LIMIT,
+    log_file: Path | None = None,
 ) -> Iterator[Server]:
     """A server until it is healthy; stopped, with its children, at the end.
 
@@ -74,6 +78,7 @@ def running(
         flags: what follows host and port.
         environment: variables beside those of this process.
         limit: seconds it may take to get healthy.
+        log_file: to keep what it prints; None keeps nothing.
 
     Raises:
         RuntimeError: it ended, or was not healthy in time; the message is what it printed.
@@ -81,7 +86,7 @@ def running(
     with socket.socket() as probe:
         probe.bind((HOST, 0))
         port = probe.getsockname()[1]
-    with tempfile.TemporaryFile("w+") as log:
+    with log_file.open("w+") if log_file else tempfile.TemporaryFile("w+") as log:
         process = subprocess.Popen(
             [*command, "--host", HOST, "--port", str(port), *flags],
             env={**os.environ, "HF_HUB_OFFLINE": "1", **environment},

@@ -290,7 +290,7 @@ def serve_all(arguments: argparse.Namespace, folder: Path) -> Iterator[list[dict
         run = runs.setdefault((name, number), empty)
         run["seconds"] = round(time.monotonic() - started, 1)
         if isinstance(news, str):
-            log = folder / f"{name}-serve.log"
+            log = serve.file_of(folder, f"{name}-serve.log")
             log.write_text(news)
             run["failed"] = f"{news[-4000:].rstrip()}\nAll that was said is in {log}."
             show(name, f"failed, see {log}")

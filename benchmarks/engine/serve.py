@@ -9,6 +9,7 @@ import contextlib
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -24,6 +25,9 @@ from engine import conversations, prompts
 VLLM = (sys.executable, "-m", "vllm.entrypoints.cli.main")
 START_LIMIT = 600  # seconds
 BENCH_LIMIT = 1800
+LAST_LINES = 30
+ACCESS = re.compile(r'INFO: +\S+ - ".* HTTP/[\d.]+" \d+')
+"""A line of a server's log about one request: after a fault there are many of them."""
 METRICS = (
     ("output", "tokens/s", "output_throughput"),
     ("total", "tokens/s", "total_token_throughput"),
@@ -82,15 +86,15 @@ def measure(
     new conversations, so that none is cached from the last one.
 
     Args:
-        folder: where traces and results of the client are written.
+        folder: where traces, results of the client and the servers' logs are written.
 
     Yields:
         Name, round, and a row `cell, clock, unit, values`; or what was printed where the server did not start or a
-        replay failed, after which nothing more is asked of it.
+        replay failed, by the client and then by the server, after which nothing more is asked of it.
     """
     with contextlib.ExitStack() as stack:
         alive: dict[str, Any] = {}
-        for name, found in _started(starts, stack):
+        for name, found in _started(starts, folder, stack):
             if isinstance(found, Exception):
                 yield name, 0, str(found)
             else:
@@ -98,20 +102,21 @@ def measure(
         for number in range(rounds):
             for cell, dataset, concurrency, requests in _replays(plan, number, folder):
                 for name, server in list(alive.items()):
-                    out = folder / f"{name}-{cell}-{number}.json".replace(" ", "-")
+                    out = file_of(folder, f"{name}-{cell}-{number}.json")
                     try:
                         for row in _rows(cell, replay(starts[name].model, server, dataset, requests, concurrency, out)):
                             yield name, number, row
                     except (RuntimeError, OSError) as error:
                         del alive[name]
-                        yield name, number, str(error)
+                        yield name, number, f"{error}\n{_last_words(_log(folder, name))}"
 
 
-def _started(starts: Mapping[str, Start], stack: contextlib.ExitStack) -> Iterator[tuple[str, Any]]:
+def _started(starts: Mapping[str, Start], folder: Path, stack: contextlib.ExitStack) -> Iterator[tuple[str, Any]]:
     """Each name with its server, or with the error that it did not start with."""
 
-    def enter(start: Start) -> Any:
-        context = running(start.command(), [], start.environment, START_LIMIT)
+    def enter(name: str) -> Any:
+        start = starts[name]
+        context = running(start.command(), [], start.environment, START_LIMIT, _log(folder, name))
         try:
             return stack.enter_context(context)
         except (RuntimeError, OSError) as error:
@@ -119,7 +124,23 @@ def _started(starts: Mapping[str, Start], stack: contextlib.ExitStack) -> Iterat
 
     running = _server_module().running
     with ThreadPoolExecutor(len(starts)) as pool:
-        yield from zip(starts, pool.map(enter, starts.values()), strict=True)
+        yield from zip(starts, pool.map(enter, starts), strict=True)
+
+
+def _log(folder: Path, name: str) -> Path:
+    """All that the server of a class prints."""
+    return file_of(folder, f"{name}-server.log")
+
+
+def file_of(folder: Path, name: str) -> Path:
+    """For what belongs to a class or a replay of any name."""
+    return folder / name.replace(" ", "-")
+
+
+def _last_words(log: Path) -> str:
+    """The end of what a server printed: why a request failed is there and not with the client."""
+    said = [line for line in log.read_text(errors="replace").splitlines() if line.strip() and not ACCESS.search(line)]
+    return "\n".join([f"The server's last lines, of {log}:", *said[-LAST_LINES:]])
 
 
 def _replays(plan: Plan, number: int, folder: Path) -> Iterator[tuple[str, list[str], int, int]]:

@@ -1,4 +1,4 @@
-"""Makes `benchmarks/engine` importable as the package `engine`, as it makes itself."""
+"""Makes `benchmarks/engine` and `benchmarks/gpu_check` importable as packages, as they make themselves."""
 
 import sys
 from pathlib import Path

@@ -50,8 +50,12 @@ class FakeServers:
         monkeypatch.setattr(serve, "replay", self.replay)
 
     @contextlib.contextmanager
-    def running(self, command: list[str], _flags: object, _environment: object, _limit: float) -> Iterator[str]:
+    def running(
+        self, command: list[str], _flags: object, _environment: object, _limit: float, log_file: Path
+    ) -> Iterator[str]:
         name = command[command.index("serve") + 1]
+        said = "".join(f"line {number} of {name}\n" for number in range(serve.LAST_LINES + 1))
+        log_file.write_text(f'{said}\n(APIServer pid=7) INFO:     127.0.0.1:39304 - "GET /metrics HTTP/1.1" 200 OK\n')
         if name == "broken":
             raise RuntimeError("it said why")
         self.up.append(name)
@@ -86,7 +90,12 @@ def test_a_server_that_failed_is_asked_no_more(monkeypatch: pytest.MonkeyPatch, 
     fake.broken.add("a")
     news = list(serve.measure(STARTS, SERVE_PLAN, 1, tmp_path))
     assert [name for name, _ in fake.asked] == ["a", "b", "b"]
-    assert ("a", 0, "a request failed") in news
+    (said,) = (row for name, _, row in news if name == "a" and isinstance(row, str))
+    assert said.startswith("a request failed\n")
+    assert f"of {tmp_path / 'a-server.log'}:\nline 1 of a\n" in said, (
+        "what the server said is the reason, requests are none"
+    )
+    assert said.endswith(f"line {serve.LAST_LINES} of a")
 
 
 def test_a_class_once_more_with_other_options() -> None:

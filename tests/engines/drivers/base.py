@@ -63,6 +63,8 @@ class Driver(ABC):
         found = {**self.lacks_anywhere}
         if device == "cpu":
             found |= self.lacks_on_cpu
+        elif gpus() < 2:
+            found[Can.TENSOR_PARALLEL] = Lack("one GPU has one rank")
         if dtype != "float32":
             found[Can.FP32] = Lack(f"the suite runs in {dtype} here")
         return found
@@ -188,6 +190,13 @@ def in_environment(variables: Mapping[str, str]) -> Iterator[None]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
+
+
+def gpus() -> int:
+    """How many there are."""
+    import torch
+
+    return torch.cuda.device_count()
 
 
 def two_cores() -> str:

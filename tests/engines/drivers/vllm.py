@@ -19,6 +19,8 @@ from .base import Driver, two_cores
 from .options import Options, Parsed
 from .running import Engine, EngineServer
 
+MODULE = (sys.executable, "-m", "vllm.entrypoints.cli.main")
+
 
 class VLLMEngine(Engine):
     def __init__(self, llm: Any) -> None:
@@ -155,6 +157,10 @@ print("MSA" in AttentionBackendEnum.__members__, served_by == "msa_backend.model
             "kv_cache_memory_bytes": 2**30,
             "seed": 0,
         }
+        if DEVICE != "cpu":
+            # Other engines may start beside this one, and vLLM compares the first with what is free although the
+            # cache's size is given. Few graphs, because no batch is large.
+            given |= {"gpu_memory_utilization": 0.02, "max_cudagraph_capture_size": 64}
         if options.drafts:
             lengths = {"prompt_lookup_min": 1, "prompt_lookup_max": 3}
             given["speculative_config"] = {"method": "ngram", "num_speculative_tokens": options.drafts} | lengths
@@ -214,7 +220,9 @@ print("MSA" in AttentionBackendEnum.__members__, served_by == "msa_backend.model
         )
 
     def serve_command(self, model: Path) -> Sequence[str | Path]:
-        return [Path(sys.executable).parent / "vllm", "serve", model]
+        # Where vLLM was laid in place by hand there is no script.
+        script = Path(sys.executable).parent / "vllm"
+        return [*([script] if script.exists() else MODULE), "serve", model]
 
     def serve_arguments(self) -> dict[str, Any]:
         return {"served_model_name": EngineServer.MODEL, "enable_prompt_tokens_details": True}
