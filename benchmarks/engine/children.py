@@ -41,7 +41,7 @@ class Class:
 
     @property
     def is_ours(self) -> bool:
-        return self.environment == OURS
+        return self.environment["MSA_DISABLE"] == OURS["MSA_DISABLE"]
 
 
 OURS, IN_TREE = {"MSA_DISABLE": "0"}, {"MSA_DISABLE": "1"}

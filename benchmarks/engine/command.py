@@ -23,7 +23,7 @@ beside how far the two classes are apart without them:
         --also 'bf16=ours{"kv_cache_dtype": "auto", "attention_config": {}}'
         --also 'in-tree bf16=in-tree{"kv_cache_dtype": "auto", "attention_config": {}}'
 
-"model" among its options takes other files.
+"model" among its options takes other files, and "environment" has variables of its process.
 
 To see on a CPU that it works, in a minute, with a model of `msa-backend tiny`:
 
@@ -270,7 +270,9 @@ def classes_of(arguments: argparse.Namespace) -> dict[str, children.Class]:
     known = children.classes(ENGINES[arguments.engine])
     found = {name: known[name] for name in arguments.classes}
     for name, of, options in arguments.also:
-        found[name] = children.Class(known[of].environment, known[of].options | options)
+        of_its_own = {key: value for key, value in options.items() if key != "environment"}
+        environment = known[of].environment | options.get("environment", {})
+        found[name] = children.Class(environment, known[of].options | of_its_own)
     return found
 
 

@@ -3,6 +3,7 @@
     python benchmarks/gpu_check vllm sglang --out DIR --work DIR --seconds 560
     python benchmarks/gpu_check vllm:kernels vllm:suite vllm:fleet-parts sglang:truth --out DIR --work DIR
     python benchmarks/gpu_check sglang-full-ours --out DIR --work DIR         # one job of a part
+    python benchmarks/gpu_check vllm-x2 --out DIR --work DIR                  # what needs two GPUs
     python benchmarks/gpu_check vllm --list                                   # what would be run
 
 What is not timed runs side by side, as many engines at once as --at-once; what is timed runs afterwards, alone. Models
@@ -67,7 +68,9 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="benchmarks/gpu_check", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("parts", nargs="+", metavar="PART", help=f"vllm, sglang, or of {', '.join(PARTS)}")
+    parser.add_argument(
+        "parts", nargs="+", metavar="PART", help=f"vllm, vllm-x2 (on two GPUs), sglang, or of {', '.join(PARTS)}"
+    )
     parser.add_argument("--out", type=Path, metavar="DIR", help="for gpu-check.tar.gz and summary.json")
     parser.add_argument("--work", type=Path, metavar="DIR", help="for models (25 GB with all parts) and results")
     parser.add_argument("--seconds", type=float, default=3600, help="when to have ended (default: %(default)s)")

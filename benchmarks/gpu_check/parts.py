@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from gpu_check import fleet, models, on_sglang, on_vllm, tests
+from gpu_check import fleet, models, on_sglang, on_vllm, several_gpus, tests
 from gpu_check.host import Host
 from gpu_check.job import Job, needed
 
@@ -21,6 +21,10 @@ PARTS: dict[str, Callable[[Host], list[Job]]] = {
     "vllm:fleet-parts": fleet.parts,
     "vllm:serve": on_vllm.serve,
     "vllm:fleet": fleet.fleet,
+    "vllm-x2:ranks": several_gpus.ranks,
+    "vllm-x2:other-ways": several_gpus.other_ways,
+    "vllm-x2:scoring": several_gpus.scoring,
+    "vllm-x2:serve": several_gpus.serve,
     "sglang:truth": on_sglang.truth,
     "sglang:fp8": on_sglang.fp8,
     "sglang:equal": on_sglang.equal,
@@ -36,7 +40,7 @@ def chosen(words: Sequence[str], host: Host) -> list[Job]:
     """The jobs asked for, after those that write their models.
 
     Args:
-        words: engines, parts or jobs: "vllm", "vllm:mtp", "sglang-full-ours".
+        words: engines, parts or jobs: "vllm", "vllm-x2", "vllm:mtp", "sglang-full-ours".
 
     Raises:
         ValueError: one is none of them; it says which there are.
@@ -49,7 +53,9 @@ def chosen(words: Sequence[str], host: Host) -> list[Job]:
         if word in every:
             found = [every[word]]
         if not found:
-            raise ValueError(f"there is no part {word!r}; take vllm, sglang or some of {', '.join(PARTS)}")
+            raise ValueError(
+                f"there is no part {word!r}; take vllm, vllm-x2 (two GPUs), sglang or some of {', '.join(PARTS)}"
+            )
         wanted += found
     # What others wait for comes first.
     return sorted(needed(wanted, every), key=lambda job: job.part != "models")

@@ -113,6 +113,22 @@ def test_a_class_once_more_with_other_options() -> None:
     }
 
 
+def test_a_class_once_more_in_another_environment() -> None:
+    words = [
+        "--only",
+        "equal",
+        "--ours-options",
+        '{"seed": 7}',
+        "--also",
+        'shared=ours{"environment": {"A": "1"}, "x": 2}',
+    ]
+    arguments = command.parse(["run", "model", "out.json", *words])
+    one = command.classes_of(arguments)["shared"]
+    assert one.environment == {"MSA_DISABLE": "0", "A": "1"} and one.is_ours
+    options = command.options_of(one, arguments)
+    assert options["x"] == 2 and options["seed"] == 7 and "environment" not in options
+
+
 def test_plans_survive_the_way_to_the_child() -> None:
     arguments = command.parse(["run", "model", "out.json", "--only", "cells,profile,equal", "--contexts", "128,256"])
     _, _, _, plans = next(command.jobs(arguments))

@@ -15,7 +15,15 @@ from gpu_check.job import Job
 from gpu_check.parts import PARTS, chosen
 
 HOST = Host(Path("/w"), {"vllm": "python-v", "sglang": "python-s"}, {"sglang": "/site"})
-TIMED = {"vllm:serve", "vllm:fleet", "sglang:quick", "sglang:profile", "sglang:full"}
+TIMED = {
+    "vllm:serve",
+    "vllm:fleet",
+    "vllm-x2:scoring",
+    "vllm-x2:serve",
+    "sglang:quick",
+    "sglang:profile",
+    "sglang:full",
+}
 NAME = re.compile(r"[a-z0-9-]+")
 
 
@@ -46,7 +54,7 @@ def test_the_engine_benchmark_takes_the_arguments(job: Job) -> None:
     """And no engine is timed beside another."""
     given = engine_command.parse(arguments(job))
     if given.step == "run":
-        assert job.engines == given.at_once
+        assert job.engines == given.at_once * given.options.get("tensor_parallel_size", 1) or job.timed
         assert job.timed == bool({"cells", "profile", "serve"} & set(given.only))
 
 
@@ -167,6 +175,26 @@ def test_the_published_command_taken_apart() -> None:
         assert everything[option] == whole[option]
 
 
+def test_two_ranks_beside_one() -> None:
+    given = engine_command.parse(arguments(jobs("vllm-x2:ranks")["vllm-x2-ranks"]))
+    asked = {name: (one, engine_command.options_of(one, given)) for _, name, one, _ in engine_command.jobs(given)}
+    assert {name: options["tensor_parallel_size"] for name, (_, options) in asked.items()} == {
+        "ours": 2, "in-tree": 2, "one-rank": 1, "shared": 2, "fp8-caches": 2, "eager": 2,
+    }  # fmt: skip
+    assert [name for name, (one, _) in asked.items() if "MSA_SHARED_SCORING" in one.environment] == ["shared"]
+    assert not any("environment" in options for _, options in asked.values())
+    ways = {name: json.loads(job.command[-1]) for name, job in jobs("vllm-x2:other-ways").items() if "x2" in name}
+    assert ways["vllm-x2-experts"]["enable_expert_parallel"] and ways["vllm-x2-stages"]["pipeline_parallel_size"] == 2
+
+
+def test_one_gpu_is_not_asked_for_what_needs_two() -> None:
+    assert not any("x2" in name for name in jobs("vllm"))
+    assert {"vllm-x2-ranks", "vllm-x2-scoring", "vllm-x2-serve", "vllm-x2-fleet"} <= set(jobs("vllm-x2"))
+    fleet_of_two = engine_command.parse(arguments(jobs("vllm-x2:serve")["vllm-x2-fleet"])).options
+    assert fleet_of_two.pop("tensor_parallel_size") == 2
+    assert fleet_of_two == engine_command.parse(arguments(jobs("vllm:fleet")["vllm-fleet"])).options
+
+
 def test_tests_run_in_the_copy_on_the_gpu() -> None:
     of_engines = ("vllm-suite", "vllm-server", "sglang-suite", "sglang-server")
     for name in ("vllm-kernels", "vllm-memcheck", *of_engines):
@@ -196,7 +224,7 @@ def test_engines_parts_and_jobs_can_be_named() -> None:
     assert {job.part.partition(":")[0] for job in jobs("sglang").values()} == {"sglang", "models"}
     assert list(jobs("sglang-full-ours")) == ["model-sglang", "sglang-full-ours"]
     assert "vllm-mtp" in jobs("vllm:mtp")
-    with pytest.raises(ValueError, match="no part 'vllm:speed'; take vllm, sglang or some of vllm:kernels"):
+    with pytest.raises(ValueError, match="no part 'vllm:speed'; take vllm, vllm-x2 .two GPUs., sglang or some of"):
         chosen(["vllm:speed"], HOST)
 
 
