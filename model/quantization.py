@@ -101,6 +101,11 @@ def quantization_section(raw: Mapping[str, Any]) -> Mapping[str, Any]:
     return raw.get("quantization_config") or text_section(raw).get("quantization_config") or {}
 
 
+def section_of(hf_config: Any) -> Mapping[str, Any]:
+    """The ``quantization_config`` of a config that an engine has parsed; empty if it has none."""
+    return getattr(hf_config, "quantization_config", None) or {}
+
+
 def parse_quantization(section: Mapping[str, Any]) -> Quantization:
     """Read a ``quantization_config``.
 

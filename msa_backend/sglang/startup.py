@@ -12,6 +12,7 @@ from msa_backend.config import MSAError
 from msa_backend.kernels.batch import BLOCK_SIZE
 from msa_backend.model.checkpoint import check_checkpoint
 from msa_backend.model.config import M3Config
+from msa_backend.model.quantization import section_of
 from msa_backend.names import M3_ARCHITECTURES, SGLANG_BACKEND_NAME
 from msa_backend.sharing import SWITCH, least_tokens
 
@@ -189,8 +190,7 @@ def _check_quantized_cache(options: Any) -> None:
 
 def _check_quantization(options: Any, hf_config: Any) -> None:
     # SGLang takes the checkpoint's own quantization without an option.
-    of_checkpoint = getattr(hf_config, "quantization_config", None) or {}
-    quantization = options.quantization or of_checkpoint.get("quant_method")
+    quantization = options.quantization or section_of(hf_config).get("quant_method")
     if quantization is not None:
         refusals.check_quantization(quantization, on_cpu=options.device == "cpu")
 

@@ -11,6 +11,7 @@ import torch
 
 from msa_backend.config import MSAError
 from msa_backend.kernels.caches import FP8_DTYPES
+from msa_backend.model.quantization import section_of
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -65,8 +66,7 @@ def _index_dtypes(vllm_config: VllmConfig) -> dict[str, torch.dtype]:
 
 def _take_from_checkpoint(vllm_config: VllmConfig) -> None:
     """vLLM makes the cache fp8 while it builds the first dense layer, which may be after the first sparse one."""
-    section = getattr(vllm_config.model_config.hf_config, "quantization_config", None) or {}
-    scheme = section.get("kv_cache_scheme")
+    scheme = section_of(vllm_config.model_config.hf_config).get("kv_cache_scheme")
     cache = vllm_config.cache_config
     if not scheme or cache.cache_dtype not in ("auto", *FP8_KV):
         return

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from msa_backend import refusals
+from msa_backend.model.quantization import section_of
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -24,7 +25,7 @@ def check_quantization(vllm_config: VllmConfig) -> None:
     if quantization is None:
         return
     # One scale a tensor, and what vLLM quantizes while it loads, go by the name fp8, too.
-    section = getattr(vllm_config.model_config.hf_config, "quantization_config", None) or {}
+    section = section_of(vllm_config.model_config.hf_config)
     given = {"mxfp8": section.get("quant_method") == "mxfp8", "fp8": bool(section.get("weight_block_size"))}
     # vLLM's quantized CPU experts disagree on how gate and up lie, and none says so.
     refusals.check_quantization(quantization, current_platform.is_cpu(), TESTED, given.get(quantization, False))
