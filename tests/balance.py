@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-# Ask one server, so that one is started for all of them.
-TOGETHER = "tests/vllm/api/"
+# The tests of each ask one server, so that one is started for all of them.
+TOGETHER = ("tests/vllm/api/", "tests/sglang/api/")
 # What takes longest, longest first: whatever is left for the end is then short, and all processes end at about the
 # same time. The others follow in their own order.
 LONGEST = (
     "tests/kernels/gpu/test_compiles.py",
     "tests/engines/test_equal.py",
-    TOGETHER,
+    *TOGETHER,
     "tests/kernels/gpu/test_warm_up_without_gpu.py",
     "tests/vllm/test_mtp.py",
     "tests/vllm/test_images.py",
@@ -38,6 +38,7 @@ def scheduler(config: Any, log: Any) -> Any:
 
     class Scheduler(LoadFileScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            return TOGETHER if nodeid.startswith(TOGETHER) else super()._split_scope(nodeid)
+            together = (folder for folder in TOGETHER if nodeid.startswith(folder))
+            return next(together, None) or super()._split_scope(nodeid)
 
     return Scheduler(config, log)

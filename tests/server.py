@@ -47,8 +47,8 @@ class Server:
         """The events of a streamed answer; closing the iterator hangs up."""
         with self._open(path, body | {"stream": True}) as reply:
             for line in reply:
-                data = line.decode().removeprefix("data:").strip()
-                if data and data != "[DONE]":
+                name, _, data = line.decode().strip().partition(":")
+                if name == "data" and data.strip() != "[DONE]":
                     yield json.loads(data)
 
     def metric(self, name: str) -> float:

@@ -15,7 +15,7 @@ from vllm.tool_parsers import ToolParserManager
 
 from msa_backend.names import PARSER_NAME
 
-from .api.calls import ANSWER, ARGUMENTS, PARAMETERS, calls, openai_tool
+from ..engines.calls import ANSWER, ARGUMENTS, PARAMETERS, calls, openai_tool
 
 
 @pytest.fixture(scope="module")

@@ -36,6 +36,7 @@ class Driver(ABC):
         other_backend: an attention backend of the engine's own that serves dense layers on a CPU.
         left_of_msa: what start-up leaves of ``--attention-backend msa``.
         no_images: words of the answer to an image.
+        thought: the field of a message of the OpenAI protocol that holds a thought.
         versions: (version, whether the plugin warns of it).
         unfit: a version without what is registered with, the error, and what it says.
         registered: code whose last line of output says, word by word, what of the plugin is registered.
@@ -50,6 +51,7 @@ class Driver(ABC):
     other_backend: ClassVar[str]
     left_of_msa: ClassVar[str | None]
     no_images: ClassVar[str]
+    thought: ClassVar[str]
     versions: ClassVar[Sequence[tuple[str, bool]]]
     unfit: ClassVar[tuple[str, type[BaseException], str]]
     registered: ClassVar[str]

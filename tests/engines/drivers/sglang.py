@@ -85,6 +85,7 @@ class SGLang(Driver):
     other_backend = "torch_native"
     left_of_msa = "msa"
     no_images = "only supports text input"
+    thought = "reasoning_content"
     versions = (
         ("0.5.23", False),
         ("0.5.23.post1", False),
@@ -110,7 +111,6 @@ prepare_server_args(["--model-path", "m", "--attention-backend", "msa"])
 """
     unknown_backend = "invalid choice: 'msa'"
     lacks_anywhere = {
-        Can.CALLING: Lack("not tested"),
         Can.DRAFTS: refused(
             ({"own": {"speculative_algorithm": "NGRAM"}}, "--speculative-algorithm is NGRAM, but msa-backend"),
             ({"own": {"speculative_algorithm": "EAGLE"}}, "--speculative-algorithm is EAGLE, but msa-backend"),

@@ -107,6 +107,7 @@ class VLLM(Driver):
     # "msa" names the sparse layers' backend, and they bring it themselves; the dense layers take the platform's best.
     left_of_msa = None
     no_images = "multimodal"
+    thought = "reasoning"
     versions = (
         ("0.32.0", False),
         ("0.33.1", False),

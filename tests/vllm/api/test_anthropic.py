@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
+from ...engines.calls import ARGUMENTS, FEW, PARAMETERS, anthropic_tool, calls
 from ...engines.capabilities import Can, needs
 from ...engines.drivers.running import EngineServer
-from .calls import ARGUMENTS, FEW, PARAMETERS, anthropic_tool, calls
 
 pytestmark = needs(Can.CALLING)
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from ...engines.calls import ANSWER
 from ...engines.capabilities import Can, needs
-from .calls import ANSWER
 
 pytestmark = needs(Can.CALLING)
 
