@@ -51,3 +51,21 @@ def openai_tool(name: str, parameters: dict[str, Any], **more: Any) -> dict[str,
 
 def anthropic_tool(name: str, parameters: dict[str, Any], **more: Any) -> dict[str, Any]:
     return {"name": name, "input_schema": parameters, **more}
+
+
+CONVERSATION: list[dict[str, Any]] = [
+    {"role": "user", "content": [{"type": "text", "text": "Is it warm?", "cache_control": {"type": "ephemeral"}}]},
+    {
+        "role": "assistant",
+        "content": [
+            {"type": "thinking", "thinking": "look", "signature": ""},
+            {"type": "text", "text": "Let me look."},
+            {"type": "tool_use", "id": "1", "name": "f", "input": ARGUMENTS},
+        ],
+    },
+    {
+        "role": "user",
+        "content": [{"type": "tool_result", "tool_use_id": "1", "content": [{"type": "text", "text": "22"}]}],
+    },
+]
+"""In Anthropic's blocks: text, thinking, a call and its result."""

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from ...engines.calls import ANSWER, ARGUMENTS, FEW, PARAMETERS, anthropic_tool, calls
+from ...engines.calls import ANSWER, ARGUMENTS, CONVERSATION, FEW, PARAMETERS, anthropic_tool, calls
 from ...engines.capabilities import Can, needs
 from ...engines.drivers.running import EngineServer
 
@@ -84,23 +84,8 @@ def test_events(server: EngineServer, script: Script):
 
 
 def test_a_conversation_of_blocks(server: EngineServer, script: Script):
-    messages = [
-        {"role": "user", "content": [{"type": "text", "text": "Warm?", "cache_control": {"type": "ephemeral"}}]},
-        {
-            "role": "assistant",
-            "content": [
-                {"type": "thinking", "thinking": "look", "signature": ""},
-                {"type": "text", "text": "Let me look."},
-                {"type": "tool_use", "id": "1", "name": "f", "input": ARGUMENTS},
-            ],
-        },
-        {
-            "role": "user",
-            "content": [{"type": "tool_result", "tool_use_id": "1", "content": [{"type": "text", "text": "22"}]}],
-        },
-    ]
     system = [{"type": "text", "text": "Be brief."}]
-    assert said(create(server, script(" yes"), messages=messages, system=system, tools=[FREE])) == [" yes"]
+    assert said(create(server, script(" yes"), messages=CONVERSATION, system=system, tools=[FREE])) == [" yes"]
 
 
 def test_output_config(server: EngineServer, script: Script):

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from ...engines.calls import ARGUMENTS, FEW, PARAMETERS, anthropic_tool, calls
+from ...engines.calls import ARGUMENTS, CONVERSATION, FEW, PARAMETERS, anthropic_tool, calls
 from ...engines.capabilities import Can, needs
 from ...engines.drivers.running import EngineServer
 
@@ -120,23 +120,8 @@ def test_a_call_cut_off(anthropic: Any, script: Script, ask: Any):
 
 def test_a_conversation_of_blocks(anthropic: Any, script: Script):
     """Text, thinking, a call and its result."""
-    messages = [
-        {"role": "user", "content": [{"type": "text", "text": "Is it warm?", "cache_control": {"type": "ephemeral"}}]},
-        {
-            "role": "assistant",
-            "content": [
-                {"type": "thinking", "thinking": "look", "signature": ""},
-                {"type": "text", "text": "Let me look."},
-                {"type": "tool_use", "id": "1", "name": "f", "input": ARGUMENTS},
-            ],
-        },
-        {
-            "role": "user",
-            "content": [{"type": "tool_result", "tool_use_id": "1", "content": [{"type": "text", "text": "22"}]}],
-        },
-    ]
     system = [{"type": "text", "text": "Be brief."}]
-    message = create(anthropic, script(" yes"), messages=messages, system=system, tools=[FREE])
+    message = create(anthropic, script(" yes"), messages=CONVERSATION, system=system, tools=[FREE])
     assert said(message) == [" yes"]
 
 
